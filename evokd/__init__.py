@@ -1,0 +1,1 @@
+"""evokd evolves distillation losses and student architectures for any teacher–student pair."""

@@ -1,0 +1,29 @@
+"""Named random streams: every draw in evokd comes from (seed, names), never from a global generator or from call order."""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def derive(seed: int, *names: object) -> int:
+    """A 63-bit seed for one named purpose: the same names give the same seed in any process."""
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def stream(seed: int, *names: object) -> random.Random:
+    """A fresh generator for one named purpose. A controller takes one per generation, so nothing needs saving."""
+    return random.Random(derive(seed, *names))
+
+
+@contextmanager
+def lend(source: random.Random) -> Iterator[None]:
+    """Lend a stream to code that draws from the global `random` (DEAP's operators), and take it back afterwards."""
+    before = random.getstate()
+    random.setstate(source.getstate())
+    try:
+        yield
+    finally:
+        source.setstate(random.getstate())
+        random.setstate(before)
