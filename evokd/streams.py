@@ -19,11 +19,10 @@ def stream(seed: int, *names: object) -> random.Random:
 
 @contextmanager
 def lend(source: random.Random) -> Iterator[None]:
-    """Lend a stream to code that draws from the global `random` (DEAP's operators), and take it back afterwards."""
+    """Seed the global `random` from a stream for code that draws from it (DEAP's operators), and restore it afterwards."""
     before = random.getstate()
-    random.setstate(source.getstate())
+    random.seed(source.getrandbits(64))
     try:
         yield
     finally:
-        source.setstate(random.getstate())
         random.setstate(before)

@@ -1,0 +1,151 @@
+"""The validated configuration of a search: written whole into every run, hashed, and read back on resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evokd.errors import EvokdError, closest
+
+
+class Protocol(BaseModel):
+    """One short distillation: the same for every candidate and every baseline. What a result depends on besides the loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    transfer: int = Field(0, ge=0, description="training images used, stratified; 0 = all")
+    labels: int | None = Field(None, ge=0, description="training images whose label is known; None = all")
+    steps: int = Field(200, ge=1, description="optimiser steps")
+    batch: int = Field(64, ge=2, description="images a step")
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(0.1, gt=0, description="peak of the one-cycle schedule")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, description="not on connectors, biases and batch norm")
+    gamma: float = Field(1.0, ge=0, description="weight of the cross-entropy, averaged over the whole batch")
+    views: int = Field(4, ge=1, description="fixed augmented views of each image, replayed from a bank")
+    shift: int = Field(1, ge=0, description="greatest shift of a view, pixels")
+    repeats: int = Field(1, ge=1, description="paired validation seeds a candidate")
+    clip: float = Field(5.0, gt=0, description="gradient norm limit")
+
+
+class Config(BaseModel):
+    """A search from end to end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["distiller"] = "distiller"
+    space: str = "compact"
+    teacher: str = "resnet14w32"
+    student: str = "resnet8w4"
+    data: str = "digits"
+    teacher_taps: tuple[str, ...] = ()
+    student_taps: tuple[str, ...] = ()
+    controller: str = "evolution"
+    fitness: Literal["accuracy", "ce", "gap"] = "accuracy"
+    generations: int = Field(6, ge=1)
+    population: int = Field(16, ge=2)
+    budget_evals: int | None = Field(None, ge=1, description="stop after so many trainings")
+    budget_seconds: float | None = Field(None, gt=0, description="stop at the end of the generation in which it is spent")
+    seed_with: tuple[str, ...] = Field((), description="losses of the first generation: known names, texts or loss.json files")
+    confirm: int = Field(5, ge=1, description="best candidates that are trained again on validation before the choice")
+    confirm_repeats: int = Field(4, ge=1)
+    finals: int = Field(10, ge=2, description="fresh paired seeds of the final comparison")
+    baselines: bool = Field(True, description="random search and tuned KD with the same budget")
+    teacher_epochs: int = Field(40, ge=1)
+    cache_gib: float = Field(1.5, gt=0, description="cap on recorded teacher taps; above it the teacher runs live")
+    workers: int = Field(0, ge=0, description="evaluating processes; 0 = one a core, at most 8")
+    device: str = "auto"
+    seed: int = Field(0, ge=0)
+    out: str = "runs"
+    tracking_uri: str | None = None
+    children: Literal["elites", "all", "none"] = "elites"
+    protocol: Protocol = Protocol()
+
+    def hash(self) -> str:
+        """Twelve hexadecimal digits over everything that decides results; workers, paths and tracking do not."""
+        apart = {"workers", "out", "tracking_uri", "children", "device"}
+        return hashlib.sha256(json.dumps(self.model_dump(exclude=apart), sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_toml(self) -> str:
+        """The whole configuration as TOML; None is left out."""
+        flat = self.model_dump(exclude_none=True)
+        protocol = flat.pop("protocol")
+        lines = [f"{name} = {_toml(value)}" for name, value in flat.items()]
+        return "\n".join([*lines, "", "[protocol]", *[f"{name} = {_toml(value)}" for name, value in protocol.items()], ""])
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def make_config(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """Defaults of the data set, then `values`, then `key=value` overrides (`protocol.steps=300`).
+
+    Raises:
+        EvokdError: unknown key or a value out of range.
+    """
+    merged: dict[str, Any] = {"protocol": dict(PRESETS.get(str(values.get("data", "digits")), {}))}
+    for key, value in values.items():
+        if key == "protocol":
+            merged["protocol"].update(value)
+        else:
+            merged[key] = value
+    for text in overrides:
+        _override(merged, text)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise _explained(error) from None
+
+
+def read_config(path: Path) -> Config:
+    """The configuration of a run folder."""
+    try:
+        return Config.model_validate(tomllib.loads(path.read_text()))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise EvokdError(str(path), "a readable configuration", str(error)[:80]) from None
+    except ValidationError as error:
+        raise _explained(error, str(path)) from None
+
+
+def _override(merged: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise EvokdError("-s", "key=value", repr(text), "for example -s protocol.steps=300")
+    home = merged
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        home = home.setdefault(parent, {})
+        if not isinstance(home, dict):
+            raise EvokdError("-s", "a setting", repr(key), "see --help")
+    try:
+        home[last] = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        home[last] = value
+
+
+def _explained(error: ValidationError, where: str = "") -> EvokdError:
+    first = error.errors()[0]
+    path = ".".join(map(str, first["loc"]))
+    option = where or ("-s " + path if "." in path else "--" + path.replace("_", "-"))
+    if first["type"] == "extra_forbidden":
+        known = list(Protocol.model_fields) if path.startswith("protocol.") else list(Config.model_fields)
+        return EvokdError(where or "-s", "a setting", repr(path), closest(path.rpartition(".")[2], known))
+    message = first["msg"]
+    for words in ("Input should be ", "Value error, "):
+        message = message.removeprefix(words)
+    return EvokdError(option, message, repr(first["input"])[:60])
+
+
+# What a first run of a data set needs; everything may be overridden.
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+}

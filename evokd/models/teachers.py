@@ -1,0 +1,191 @@
+"""Teachers: a name trained once and cached by content, weights in a safetensors file, or a user's own module."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from evokd.data import Data, Split
+from evokd.errors import EvokdError
+from evokd.models.resnet import ResNet
+from evokd.models.views import augmented, draw_views, normalised
+from evokd.models.zoo import build
+from evokd.streams import derive
+
+RECIPE = 1  # raise it when the training below changes, so that cached teachers are trained anew
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network with its card.
+
+    Attributes:
+        network: in eval mode, without gradients.
+        name: as the user called it.
+        key: content hash of weights.
+        accuracy: on validation, %.
+        mean: of the images it expects.
+        std: likewise.
+    """
+
+    network: nn.Module
+    name: str
+    key: str
+    accuracy: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_teacher(
+    spec: str | nn.Module,
+    data: Data,
+    cache: Path,
+    epochs: int,
+    progress: Callable[[str], None] = lambda line: None,
+    device: str = "cpu",
+) -> Teacher:
+    """The teacher, trained if it is a name that the cache does not hold.
+
+    Raises:
+        EvokdError: missing or corrupt file, weights of another shape, other classes than the data's.
+    """
+    mean, std = data.mean, data.std
+    if isinstance(spec, nn.Module):
+        network, name = spec, type(spec).__name__
+    elif spec.endswith(".safetensors"):
+        network, card = read_weights(Path(spec))
+        name, mean, std = Path(spec).stem, _numbers(card.get("mean")) or mean, _numbers(card.get("std")) or std
+    elif ".py:" in spec:
+        network, name = build(spec, data.classes, data.shape[0], 0, "--teacher"), spec
+    else:
+        network, name = _cached(spec, data, cache, epochs, progress, device), spec
+    _check_classes(network, data, mean, std)
+    network.eval().requires_grad_(False)
+    return Teacher(network, name, _weights_key(network), accuracy(network, data.validation, mean, std), mean, std)
+
+
+def _cached(spec: str, data: Data, cache: Path, epochs: int, progress: Callable[[str], None], device: str) -> nn.Module:
+    network = build(spec, data.classes, data.shape[0], derive(0, "teacher", spec), "--teacher")
+    key = hashlib.sha256(json.dumps([spec, data.key, epochs, RECIPE]).encode()).hexdigest()[:12]
+    path = cache / "teachers" / f"{spec}-{data.name}-{key}.safetensors"
+    if path.exists():
+        state, _ = _read_state(path)
+        network.load_state_dict(state)
+    else:
+        train_teacher(network, data, epochs, progress, device)
+        card = {"arch": spec, "data": data.name, "mean": _text(data.mean), "std": _text(data.std)}
+        write_weights(path, network, card)
+    return network
+
+
+def train_teacher(network: nn.Module, data: Data, epochs: int, progress: Callable[[str], None], device: str = "cpu") -> None:
+    """Plain training on the train split: SGD with Nesterov momentum, one-cycle, batch 64, shifts and (where natural) flips."""
+    batch, train = 64, data.train
+    steps = epochs * max(len(train) // batch, 1)
+    network.to(device).train()
+    optimiser = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=steps)
+    draw = np.random.Generator(np.random.PCG64(derive(0, "teacher batches", data.key)))
+    pad = max(1, data.shape[1] // 8)
+    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+    for step in range(steps):
+        index = torch.from_numpy(draw.integers(0, len(train), batch))
+        views = draw_views(draw, batch, pad, data.flip)
+        x = normalised(augmented(images[index], views, pad), data.mean, data.std).to(device)
+        loss = F.cross_entropy(network(x), labels[index].to(device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % max(steps // 20, 1) == 0 or step == steps - 1:
+            progress(f"teacher: step {step + 1}/{steps}, cross-entropy {loss.item():.3f}")
+    network.to("cpu")
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, split: Split, mean: tuple[float, ...], std: tuple[float, ...]) -> float:
+    """Top-1 on a split, %."""
+    network.eval()
+    right = 0
+    for at in range(0, len(split), 500):
+        x = normalised(torch.from_numpy(split.images[at : at + 500]), mean, std)
+        right += int((network(x).argmax(1) == torch.from_numpy(split.labels[at : at + 500])).sum())
+    return 100 * right / len(split)
+
+
+def read_weights(path: Path) -> tuple[ResNet, dict[str, str]]:
+    """A CIFAR ResNet from a safetensors file; its depth, width, classes and shortcut are read off the tensors.
+
+    Raises:
+        EvokdError: missing, truncated or foreign file; the first differing keys are listed.
+    """
+    state, card = _read_state(path)
+    try:
+        depth = 6 * len({k.split(".")[1] for k in state if k.startswith("layer1.")}) + 2
+        width, channels = state["conv1.weight"].shape[:2]
+        classes = state["fc.weight"].shape[0]
+    except KeyError as error:
+        raise EvokdError(str(path), "the weights of a CIFAR ResNet", f"a file without {error.args[0]}") from None
+    shortcut = "B" if any("downsample" in k for k in state) else "A"
+    network = ResNet(depth, width, classes, channels, shortcut)
+    wanted = network.state_dict()
+    odd = sorted(set(wanted) ^ set(state)) or [k for k in wanted if wanted[k].shape != state[k].shape]
+    if odd:
+        raise EvokdError(str(path), f"weights of resnet{depth}w{width}", "other keys or shapes: " + ", ".join(odd[:3]))
+    network.load_state_dict(state)
+    return network, card
+
+
+def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise EvokdError("--teacher", "an existing file", repr(str(path)))
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise EvokdError(str(path), "a whole safetensors file", str(error)[:80], "delete it if it is evokd's own cache") from None
+
+
+def write_weights(path: Path, network: nn.Module, card: dict[str, str]) -> None:
+    """Weights with their card, written whole or not at all."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, part, metadata=card)
+    part.replace(path)
+
+
+def _check_classes(network: nn.Module, data: Data, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    try:
+        with torch.no_grad():
+            out = network.eval()(normalised(torch.from_numpy(data.train.images[:2]), mean, std))
+    except RuntimeError as error:
+        raise EvokdError("--teacher", f"a network for images of shape {data.shape}", str(error).splitlines()[0][:80]) from None
+    if out.ndim != 2 or out.shape[1] != data.classes:
+        raise EvokdError("--teacher", f"{data.classes} classes, as {data.name} has", str(tuple(out.shape[1:])), "take a teacher of this data")
+
+
+def _weights_key(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    return tuple(float(v) for v in text.split(",")) if text else ()
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return ",".join(map(str, values))

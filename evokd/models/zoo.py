@@ -1,0 +1,71 @@
+"""Networks by name, or from a user's own file."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from evokd.errors import EvokdError
+from evokd.models.resnet import ResNet
+
+EXAMPLES = "resnet8w4, resnet20, resnet56, resnet14w32, torchvision:resnet18, or path/to/file.py:callable"
+_RESNET = re.compile(r"resnet(\d+)(?:w(\d+))?")
+
+
+def build(spec: str, classes: int, channels: int, seed: int, where: str = "--student") -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        spec: `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, `torchvision:NAME`,
+            or `file.py:callable`, which is called with the number of classes.
+        classes: K.
+        channels: C of the images.
+        seed: of the initialisation; the global generator is left as it was.
+        where: option named in errors.
+
+    Raises:
+        EvokdError: unknown name, or a file that does not give an `nn.Module`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        if ".py:" in spec:
+            return _from_file(spec, classes, where)
+        if spec.startswith("torchvision:"):
+            return _from_torchvision(spec.partition(":")[2], classes, where)
+        found = _RESNET.fullmatch(spec)
+        if not found or (int(found[1]) - 2) % 6 or not 8 <= int(found[1]) <= 1202:
+            raise EvokdError(where, "a network", repr(spec), f"for example {EXAMPLES}")
+        return ResNet(int(found[1]), int(found[2] or 16), classes, channels)
+
+
+def _from_torchvision(name: str, classes: int, where: str) -> nn.Module:
+    from torchvision import models
+
+    try:
+        return models.get_model(name, weights=None, num_classes=classes)
+    except (ValueError, TypeError) as error:
+        raise EvokdError(where, "a torchvision model", repr(name), str(error)[:80]) from None
+
+
+def _from_file(spec: str, classes: int, where: str) -> nn.Module:
+    """Runs a user's file: only ever named on the command line or in code, never by a space or a run folder."""
+    path, _, name = spec.rpartition(":")
+    if not Path(path).is_file():
+        raise EvokdError(where, "an existing Python file", repr(path))
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise EvokdError(where, f"a callable {name!r} in {path}", "none", "it has " + ", ".join(n for n in dir(module) if n[0] != "_")[:80])
+    network = getattr(module, name)(classes)
+    if not isinstance(network, nn.Module):
+        raise EvokdError(where, f"{name} to return an nn.Module", type(network).__name__)
+    return network
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

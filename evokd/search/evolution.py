@@ -1,0 +1,79 @@
+"""(μ+λ) evolution with elitism on a DEAP toolbox: tournament parents, typed crossover, five mutations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import final
+
+from deap import base, tools
+
+from evokd.genome.grammar import Grammar
+from evokd.genome.grow import grow_tree, random_chooser
+from evokd.genome.individual import Individual, rank
+from evokd.genome.variation import MUTATIONS, mate
+from evokd.streams import lend
+
+CROSSOVER = 0.4  # share of children by crossover, the rest by one mutation
+FRESH = 0.1  # share of children grown afresh, so that no operator is ever lost
+TOURNAMENT = 3
+MUTATION_WEIGHTS = {"subtree": 1, "node": 2, "insert": 1, "shrink": 1, "constant": 3}
+
+
+def default_toolbox(grammar: Grammar, stream: Random) -> base.Toolbox:
+    """DEAP's idiom: `mate`, `mutate` and `select` may be registered anew by users; they then draw from the global `random`, which is
+    lent the search's stream while they run."""
+    toolbox = base.Toolbox()
+
+    def mutate(tree: Individual) -> tuple[Individual]:
+        name = stream.choices(list(MUTATION_WEIGHTS), list(MUTATION_WEIGHTS.values()))[0]
+        (child,) = MUTATIONS[name](tree, grammar, stream)
+        child.op = name
+        return (child,)
+
+    toolbox.register("mate", mate, grammar=grammar, stream=stream)
+    toolbox.register("mutate", mutate)
+    toolbox.register("select", tools.selTournament, tournsize=TOURNAMENT)
+    return toolbox
+
+
+@final
+class Evolution:
+    """Keeps the best μ of parents and children.
+
+    Args:
+        grammar: the language.
+        size: μ.
+        seeds: trees of the first generation, before random ones.
+        toolbox: (grammar, stream) → DEAP toolbox with `mate`, `mutate`, `select`.
+    """
+
+    def __init__(self, grammar: Grammar, size: int, seeds: Sequence[list] = (), toolbox=default_toolbox) -> None:
+        self.grammar, self.size, self.seeds, self.toolbox = grammar, size, list(seeds), toolbox
+        self.population: list[Individual] = []
+        self._asked = 0
+
+    def ask(self, generation: int, stream: Random) -> Individual:
+        if generation == 0 and self._asked < len(self.seeds):
+            self._asked += 1
+            return Individual(self.seeds[self._asked - 1], op="seed")
+        if len(self.population) < 2 or stream.random() < FRESH:
+            return Individual(grow_tree(self.grammar, random_chooser(stream)), op="random")
+        return self.vary(self.toolbox(self.grammar, stream), stream)
+
+    def vary(self, toolbox: base.Toolbox, stream: Random) -> Individual:
+        """One child of tournament winners."""
+        if stream.random() < CROSSOVER:
+            with lend(stream):
+                parents = toolbox.select(self.population, 2)
+                child = toolbox.mate(*(toolbox.clone(p) for p in parents))[0]
+            return Individual(list(child), op="crossover", parents=tuple(dict.fromkeys(p.id for p in parents)))
+        with lend(stream):
+            (parent,) = toolbox.select(self.population, 1)
+            (child,) = toolbox.mutate(toolbox.clone(parent))
+        return Individual(list(child), op=getattr(child, "op", "mutation"), parents=(parent.id,))
+
+    def tell(self, individuals: Sequence[Individual]) -> None:
+        """Failures are set aside before any selection sees them."""
+        sound = [individual for individual in individuals if individual.ok]
+        self.population = sorted([*self.population, *sound], key=rank)[: self.size]
