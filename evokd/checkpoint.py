@@ -21,7 +21,10 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
     body = json.dumps(state, sort_keys=True)
-    write_whole(path, json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "state": state}, sort_keys=True, indent=1))
+    write_whole(
+        path,
+        json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "state": state}, sort_keys=True, indent=1),
+    )
 
 
 def read_state(path: Path) -> dict[str, Any]:

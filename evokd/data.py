@@ -240,7 +240,9 @@ def _from_folder(path: Path) -> Data:
             raise EvokdError(str(path / name), "readable images", str(error)[:80]) from None
         sizes = {image.shape for image in images}
         if len(sizes) > 1:
-            raise EvokdError(str(path / name), "images of one size", " and ".join(map(str, sorted(sizes)[:2])), "resize them first")
+            raise EvokdError(
+                str(path / name), "images of one size", " and ".join(map(str, sorted(sizes)[:2])), "resize them first"
+            )
         return Split(np.stack(images).transpose(0, 3, 1, 2), np.asarray(found.targets, dtype=np.int64))
 
     return _assemble(path.name, part("train"), part(held), flip=True)

@@ -64,7 +64,9 @@ class Problem:
         return Job(tuple(n.name for n in individual), seeds, split=split, key=content_key(self.grammar.write(individual)))
 
 
-def open_problem(config: Config, say: Say, *, download: bool = False, teacher=None, student=None, data=None, evaluate=None) -> Problem:
+def open_problem(
+    config: Config, say: Say, *, download: bool = False, teacher=None, student=None, data=None, evaluate=None
+) -> Problem:
     """Data, teacher and student checked and recorded.
 
     Args:
@@ -110,7 +112,11 @@ def _executor(config, bank, plans, student, teacher, device, evaluate, examples)
         return Serial(OwnTraining(evaluate, examples))
     card = open_bank(bank, check=True).card
     workers = config.workers or min(os.cpu_count() or 1, 8)
-    in_memory = callable(student) or isinstance(teacher, torch.nn.Module) or (card["live"] and not config.teacher.endswith(".safetensors"))
+    in_memory = (
+        callable(student)
+        or isinstance(teacher, torch.nn.Module)
+        or (card["live"] and not config.teacher.endswith(".safetensors"))
+    )
     if workers == 1 or in_memory:
         live = (teacher.network.to(device), plans[1]) if card["live"] else None
         return Serial(Distiller(open_bank(bank, device), student, plans[0], config.protocol, config.fitness, device, live))

@@ -74,7 +74,17 @@ def assemble(taps: dict[str, Tensor]) -> Taps:
 
 def bank_key(data: Data, teacher: Teacher, plan: TapPlan, protocol: Protocol, positions: Sequence[str]) -> str:
     """Content hash of a bank."""
-    parts = [VERSION, data.key, teacher.key, teacher.mean, teacher.std, plan.features, protocol.views, protocol.shift, sorted(positions)]
+    parts = [
+        VERSION,
+        data.key,
+        teacher.key,
+        teacher.mean,
+        teacher.std,
+        plan.features,
+        protocol.views,
+        protocol.shift,
+        sorted(positions),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -149,7 +159,9 @@ def open_bank(folder: Path, device: str = "cpu", check: bool = False) -> Bank:
             raise ValueError("checksum differs")
         arrays = {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
     except (OSError, ValueError, KeyError) as error:
-        raise EvokdError(str(folder), "a whole cache entry", str(error)[:80], "delete the folder; it will be made again") from None
+        raise EvokdError(
+            str(folder), "a whole cache entry", str(error)[:80], "delete the folder; it will be made again"
+        ) from None
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     splits = ("train", "validation", "test")
     return Bank(

@@ -48,7 +48,7 @@ class Job:
     key: str = ""
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """Training left the finite numbers."""
 
 
@@ -77,7 +77,7 @@ class Distiller:
         start = time.perf_counter()
         try:
             runs = [self.train(job, seed) for seed in job.seeds]
-        except Diverged as error:
+        except DivergedError as error:
             return Outcome(Status.DIVERGED, reason=str(error), seconds=time.perf_counter() - start)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -93,7 +93,7 @@ class Distiller:
         """(figures on the job's split, curve of (step, cross-entropy, distillation loss)).
 
         Raises:
-            Diverged: if the loss or the student is not finite.
+            DivergedError: if the loss or the student is not finite.
         """
         network = self.build(seed)
         gamma = self.protocol.gamma if job.gamma is None else job.gamma
@@ -155,7 +155,7 @@ class Distiller:
             if step % max(p.steps // 10, 1) == 0 or step == p.steps - 1:
                 curve.append((step, hard.item(), soft.item()))
                 if not all(np.isfinite(curve[-1])):
-                    raise Diverged(f"loss {curve[-1][2]} at step {step}")
+                    raise DivergedError(f"loss {curve[-1][2]} at step {step}")
         return curve
 
     def optimiser(self, network: nn.Module, loss: DistillLoss | None):
@@ -187,7 +187,7 @@ class Distiller:
         images = self.bank.images[split]
         logits = torch.cat([network(self.bank.normalised(chunk)) for chunk in images.split(1000)])
         if not torch.isfinite(logits).all():
-            raise Diverged("the trained student's logits are not finite")
+            raise DivergedError("the trained student's logits are not finite")
         return measure(logits, self.bank.logits[split], self.bank.labels[split])
 
 
@@ -207,7 +207,13 @@ def open_distiller(recipe: dict) -> Distiller:
         network, _ = read_weights(Path(recipe["teacher"]))
         teacher = (network.eval().requires_grad_(False).to(recipe["device"]), TapPlan(**recipe["teacher_plan"]))
     return Distiller(
-        bank, recipe["student"], TapPlan(**recipe["plan"]), Protocol(**recipe["protocol"]), recipe["fitness"], recipe["device"], teacher
+        bank,
+        recipe["student"],
+        TapPlan(**recipe["plan"]),
+        Protocol(**recipe["protocol"]),
+        recipe["fitness"],
+        recipe["device"],
+        teacher,
     )
 
 

@@ -74,7 +74,9 @@ class Grammar:
         self.write, self.canonical, self.vary_number = write, canonical, vary_number
         self._options: dict[tuple[type, int], tuple[Node, ...]] = {}
         if not self.options(self.root, height):
-            raise EvokdError(name, f"a space in which a tree of height ≤ {height} exists", "none", "raise the limit or add operators")
+            raise EvokdError(
+                name, f"a space in which a tree of height ≤ {height} exists", "none", "raise the limit or add operators"
+            )
 
     @cached_property
     def pset(self) -> gp.PrimitiveSetTyped:

@@ -40,4 +40,3 @@ def random_chooser(stream: random.Random, stop: float = 0.5) -> Chooser:
         return stream.choice(leaves or inner)
 
     return choose
-

@@ -95,7 +95,9 @@ class Builder:
         return array
 
     def dummy(self) -> sp.Symbol:
-        name = DUMMIES[self._dummies % len(DUMMIES)] + ("" if self._dummies < len(DUMMIES) else str(self._dummies // len(DUMMIES)))
+        name = DUMMIES[self._dummies % len(DUMMIES)] + (
+            "" if self._dummies < len(DUMMIES) else str(self._dummies // len(DUMMIES))
+        )
         self._dummies += 1
         return sp.Symbol(name, integer=True)
 

@@ -175,7 +175,9 @@ def _value(node: Node, args: list):
 
 # --- text --------------------------------------------------------------------------------------------------------------------
 
-_TOKEN = re.compile(r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)|(?P<name>[A-Za-z_]\w*(?:\[-\d\])?)|(?P<sign>[(),=*+]))")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)|(?P<name>[A-Za-z_]\w*(?:\[-\d\])?)|(?P<sign>[(),=*+]))"
+)
 
 
 def parse_loss(text: str, operators: Iterable[str] = ALL, where: str = "loss") -> gp.PrimitiveTree:
@@ -317,7 +319,8 @@ ABSORBED: dict[str, frozenset[str]] = {
 
 def canonical(tree: Sequence[Node]) -> gp.PrimitiveTree:
     """The tree that stands for all trees of equal meaning by the known identities: no absorbed operator, equal terms merged and
-    the terms in a fixed order. Idempotent."""
+    the terms in a fixed order. Idempotent.
+    """
     merged: dict[tuple[str, str], Term] = {}
     for term in to_terms(tree):
         term = replace(term, distance=_absorb(term.distance))

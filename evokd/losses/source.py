@@ -101,7 +101,11 @@ def _operators(terms: Sequence[Term]) -> str:
 def _class(terms: Sequence[Term], sizes: dict[str, tuple], connected: Sequence[bool]) -> str:
     lines = ["class EvolvedLoss(nn.Module):", f'    """{" + ".join(map(str, terms))}"""', ""]
     if sizes:
-        lines += ["    def __init__(self) -> None:", "        super().__init__()", "        self.connectors = nn.ModuleDict()"]
+        lines += [
+            "    def __init__(self) -> None:",
+            "        super().__init__()",
+            "        self.connectors = nn.ModuleDict()",
+        ]
         lines += [f'        self.connectors["{name}"] = Connector({", ".join(map(str, size))})' for name, size in sizes.items()]
         lines.append("")
     lines += [
@@ -123,7 +127,11 @@ def _class(terms: Sequence[Term], sizes: dict[str, tuple], connected: Sequence[b
 
 def _term(number: int, term: Term, connect: bool) -> list[str]:
     value = term.distance.args[0]
-    arguments = [_expression(value, "student", connect), _expression(value, "teacher", False), *map(repr, term.distance.params)]
+    arguments = [
+        _expression(value, "student", connect),
+        _expression(value, "teacher", False),
+        *map(repr, term.distance.params),
+    ]
     mode = f"{term.mode}(z_s, z_t, labels) * " if term.mode != "no" else ""
     return [
         f"        s, t = {arguments[0]}, {arguments[1]}",

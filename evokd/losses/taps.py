@@ -46,7 +46,10 @@ class Taps:
             value = value[index] if len(value) >= -index else None
         if value is None:
             raise EvokdError(
-                f"position {position}", "a tap that the network shows", "nothing", "it has " + ", ".join(self.positions())
+                f"position {position}",
+                "a tap that the network shows",
+                "nothing",
+                "it has " + ", ".join(self.positions()),
             )
         return value
 

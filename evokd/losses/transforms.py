@@ -43,7 +43,7 @@ class Transform:
 
 
 def temper(f: Tensor, tau: float) -> Tensor:
-    """f / τ."""
+    """F / τ."""
     return f / tau
 
 
@@ -58,7 +58,7 @@ def exp(f: Tensor) -> Tensor:
 
 
 def mish(f: Tensor) -> Tensor:
-    """f · tanh(ln(1 + e^f))."""
+    """F · tanh(ln(1 + e^f))."""
     return F.mish(f)
 
 
@@ -73,7 +73,7 @@ def relu(f: Tensor) -> Tensor:
 
 
 def tanh(f: Tensor) -> Tensor:
-    """tanh f."""
+    """Tanh f."""
     return f.tanh()
 
 
@@ -103,17 +103,17 @@ def sqrt(f: Tensor) -> Tensor:
 
 
 def norm_C(f: Tensor) -> Tensor:
-    """f / max(‖f‖₂ over axis 1, 1e-4): the floor bounds the gradient of a dead row."""
+    """F / max(‖f‖₂ over axis 1, 1e-4): the floor bounds the gradient of a dead row."""
     return f / f.square().sum(1, keepdim=True).clamp_min(1e-8).sqrt()
 
 
 def norm_N(f: Tensor) -> Tensor:
-    """f / max(‖f‖₂ over axis 0, 1e-4)."""
+    """F / max(‖f‖₂ over axis 0, 1e-4)."""
     return f / f.square().sum(0, keepdim=True).clamp_min(1e-8).sqrt()
 
 
 def norm_HW(f: Tensor) -> Tensor:
-    """f / max(‖f‖₂ over space, 1e-4)."""
+    """F / max(‖f‖₂ over space, 1e-4)."""
     return f / f.square().flatten(2).sum(2).clamp_min(1e-8).sqrt().view(*f.shape[:2], *[1] * (f.dim() - 2))
 
 
@@ -161,7 +161,7 @@ def min_max(f: Tensor) -> Tensor:
 
 
 def centre_C(f: Tensor) -> Tensor:
-    """f − mean over axis 1."""
+    """F − mean over axis 1."""
     return f - f.mean(1, keepdim=True)
 
 
@@ -214,7 +214,7 @@ def bmm(f: Tensor) -> Tensor:
 
 
 def satt(f: Tensor) -> Tensor:
-    """f · √S with S = M · softmax over space of (mean_C |f|) / 0.5 (FGD's spatial attention, as DetKDS uses it)."""
+    """F · √S with S = M · softmax over space of (mean_C |f|) / 0.5 (FGD's spatial attention, as DetKDS uses it)."""
     a = f.abs().mean(1, keepdim=True).flatten(2)
     return f * (a.shape[2] * (a / 0.5).softmax(2)).sqrt().view(f.shape[0], 1, *f.shape[2:])
 
@@ -225,7 +225,7 @@ def natt(f: Tensor) -> Tensor:
 
 
 def catt(f: Tensor) -> Tensor:
-    """f · √A with A = C · softmax over channels of (mean_HW |f|) / 0.5 (FGD's channel attention)."""
+    """F · √A with A = C · softmax over channels of (mean_HW |f|) / 0.5 (FGD's channel attention)."""
     b = f.abs().flatten(2).mean(2)
     return f * (b.shape[1] * (b / 0.5).softmax(1)).sqrt().view(*f.shape[:2], *[1] * (f.dim() - 2))
 
@@ -399,10 +399,11 @@ TRANSFORMS: dict[str, Transform] = {
         Transform(
             natt,
             {MAPS: MAPS, STACK: STACK, ROWS: ROWS},
-            lambda b, a: b.let(a.sizes, lambda *i: a.sizes[0] * b.sp.exp(2 * a[i]) / b.sum_axes(a, i, (0,), lambda y: b.sp.exp(2 * y))),
+            lambda b, a: b.let(
+                a.sizes, lambda *i: a.sizes[0] * b.sp.exp(2 * a[i]) / b.sum_axes(a, i, (0,), lambda y: b.sp.exp(2 * y))
+            ),
             "N·softmax over the batch of 2f",
         ),
         Transform(catt, _SPATIAL, _catt, "f·√(channel attention)"),
     )
 }
-

@@ -77,7 +77,7 @@ def _focal(b, s, t, y):
 
 
 def _sim(b, s, t, y):
-    n, k = t.sizes
+    k = t.sizes[1]
 
     def norm(a, j):
         return b.sp.sqrt(b.sum_axes(a, (0, j), (0,), lambda x: x**2) + b.number(1e-12))

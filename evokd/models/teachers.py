@@ -173,7 +173,12 @@ def _check_classes(network: nn.Module, data: Data, mean: tuple[float, ...], std:
     except RuntimeError as error:
         raise EvokdError("--teacher", f"a network for images of shape {data.shape}", str(error).splitlines()[0][:80]) from None
     if out.ndim != 2 or out.shape[1] != data.classes:
-        raise EvokdError("--teacher", f"{data.classes} classes, as {data.name} has", str(tuple(out.shape[1:])), "take a teacher of this data")
+        raise EvokdError(
+            "--teacher",
+            f"{data.classes} classes, as {data.name} has",
+            str(tuple(out.shape[1:])),
+            "take a teacher of this data",
+        )
 
 
 def _weights_key(network: nn.Module) -> str:

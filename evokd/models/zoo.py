@@ -60,7 +60,12 @@ def _from_file(spec: str, classes: int, where: str) -> nn.Module:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
-        raise EvokdError(where, f"a callable {name!r} in {path}", "none", "it has " + ", ".join(n for n in dir(module) if n[0] != "_")[:80])
+        raise EvokdError(
+            where,
+            f"a callable {name!r} in {path}",
+            "none",
+            "it has " + ", ".join(n for n in dir(module) if n[0] != "_")[:80],
+        )
     network = getattr(module, name)(classes)
     if not isinstance(network, nn.Module):
         raise EvokdError(where, f"{name} to return an nn.Module", type(network).__name__)

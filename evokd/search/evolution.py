@@ -22,7 +22,8 @@ MUTATION_WEIGHTS = {"subtree": 1, "node": 2, "insert": 1, "shrink": 1, "constant
 
 def default_toolbox(grammar: Grammar, stream: Random) -> base.Toolbox:
     """DEAP's idiom: `mate`, `mutate` and `select` may be registered anew by users; they then draw from the global `random`, which is
-    lent the search's stream while they run."""
+    lent the search's stream while they run.
+    """
     toolbox = base.Toolbox()
 
     def mutate(tree: Individual) -> tuple[Individual]:

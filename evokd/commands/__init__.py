@@ -1,0 +1,36 @@
+"""The `evokd` command: one file a subcommand, imported when it is called."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from evokd.errors import EvokdError
+
+COMMANDS = {
+    "evolve": "evolve a distiller (the same as python -m evokd.evolve)",
+    "export": "write a loss as LaTeX, SymPy, PyTorch or JSON",
+    "spaces": "list the search spaces, or show one",
+    "runs": "list runs with their state and best loss",
+    "ui": "open the MLflow UI on the runs, on localhost",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 2 for a mistake the user can mend, said in one line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    listing = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    top = argparse.ArgumentParser(
+        prog="evokd", epilog=f"commands:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="see below; each has its own --help")
+    command = top.parse_args(given[:1]).command
+    try:
+        if command == "evolve":
+            return import_module("evokd.evolve").main(given[1:])
+        return import_module(f"evokd.commands.{command}").main(given[1:])
+    except EvokdError as error:
+        print(f"evokd: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130

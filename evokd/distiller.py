@@ -1,0 +1,242 @@
+"""Evolve a distiller from end to end: problem, run folder, baselines, search, finals, export, report, mirror."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from evokd.baselines import baselines
+from evokd.checkpoint import write_state, write_whole
+from evokd.config import Config, make_config, read_config
+from evokd.errors import EvokdError, unknown
+from evokd.export import export_loss, read_loss
+from evokd.finals import PUBLISHED, Entry, Row, choose, final_rows
+from evokd.folder import new_folder, write_front
+from evokd.genome.codec import write_number
+from evokd.genome.individual import rank
+from evokd.journal import Journal, read_events, read_outcome
+from evokd.losses.language import parse_loss, tree_from_names
+from evokd.mirror import Mirror
+from evokd.problem import Problem, open_problem
+from evokd.report.page import write_report
+from evokd.report.terminal import Terminal
+from evokd.run import Budget, arm, evaluation_seeds, replay
+from evokd.search.controller import Controller
+from evokd.search.evolution import Evolution, default_toolbox
+from evokd.search.random import RandomSearch
+
+CONTROLLERS: dict[str, Callable[[Problem, Sequence[list], Callable], Controller]] = {
+    "evolution": lambda problem, seeds, toolbox: Evolution(problem.grammar, problem.config.population, seeds, toolbox),
+    "random": lambda problem, seeds, toolbox: RandomSearch(problem.grammar),
+}
+ROW_NAMES = {"evolution": "evolved", "random": "random search"}
+TUNED, PLAIN = "KD, tuned with as many trials", "plain, equal steps"
+AS_PUBLISHED = f"KD (τ={write_number(PUBLISHED[2])}), as published"
+MAY_CHANGE = {"generations", "budget_evals", "budget_seconds", "workers", "device", "tracking_uri", "finals", "out"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search hands over.
+
+    Attributes:
+        best: the evolved loss in evokd's notation.
+        front: (size, fitness, text) of the best loss of each size, on validation.
+        run: the run folder.
+        rows: the closing table; empty where the user's own training was the evaluator.
+    """
+
+    best: str
+    front: list[tuple[int, float, str]]
+    run: Path
+    rows: list[Row]
+
+
+def evolve_distiller(
+    teacher=None,
+    student=None,
+    data=None,
+    evaluate: Callable | None = None,
+    *,
+    toolbox: Callable = default_toolbox,
+    quiet: bool = True,
+    **config,
+) -> Result:
+    """The search of `python -m evokd.evolve distiller`, from a notebook or one's own training code.
+
+    Args:
+        teacher: a name, a file, or an `nn.Module` that maps (N,C,H,W) to logits (N,K).
+        student: a name, or a callable that takes K and returns a fresh `nn.Module`.
+        data: a name, a path, or a `Data` value.
+        evaluate: (DistillLoss) → float, greater is better: the user's own training instead of the short distillation. The module
+            holds the connectors, whose parameters belong into the user's optimiser. No finals are run then.
+        toolbox: (grammar, stream) → DEAP toolbox with `mate`, `mutate` and `select`.
+        quiet: say nothing.
+        **config: any field of `Config`; `protocol` as a dict.
+
+    Raises:
+        EvokdError: whatever the command line would refuse.
+    """
+    named = {k: v for k, v in {"teacher": teacher, "student": student, "data": data}.items() if v is not None}
+    objects = {k: v for k, v in named.items() if not isinstance(v, str)}
+    values = {k: v if isinstance(v, str) else getattr(v, "__name__", type(v).__name__) for k, v in named.items()}
+    if evaluate is not None:
+        config.setdefault("baselines", False)
+    return run(make_config({**values, **config}), Terminal(quiet=quiet), evaluate=evaluate, toolbox=toolbox, **objects)
+
+
+def resume(folder: Path, terminal: Terminal, changes: dict | None = None) -> Result:
+    """Continue a run, or extend a finished one, from its folder.
+
+    Raises:
+        EvokdError: not a run folder, or `changes` that would alter the search itself.
+    """
+    config = read_config(folder / "config.toml")
+    for key, value in (changes or {}).items():
+        if key not in MAY_CHANGE and getattr(config, key, None) != value:
+            kept = f"{key} = {getattr(config, key, None)!r} as in {folder / 'config.toml'}"
+            raise EvokdError("--resume", kept, repr(value), f"only {', '.join(sorted(MAY_CHANGE))} may change")
+    config = config.model_copy(update={k: v for k, v in (changes or {}).items() if k in MAY_CHANGE} | {"out": str(folder.parent)})
+    return run(config, terminal, folder=folder)
+
+
+def run(
+    config: Config,
+    terminal: Terminal,
+    *,
+    folder: Path | None = None,
+    evaluate: Callable | None = None,
+    toolbox: Callable = default_toolbox,
+    download: bool = False,
+    **objects,
+) -> Result:
+    """One search in its folder; see `evolve_distiller`. With `folder` the run there goes on."""
+    if config.controller not in CONTROLLERS:
+        raise unknown("--controller", "a controller", config.controller, CONTROLLERS)
+    seeds = [read_loss(spec, "--seed-with") for spec in config.seed_with]
+    events = read_events(folder) if folder else []
+    problem = open_problem(config, terminal.status, download=download, evaluate=evaluate, **objects)
+    try:
+        folder = folder or new_folder(config, problem.card["data"], problem.space.text)
+        with FileLock(folder / ".lock", timeout=0):
+            controller = CONTROLLERS[config.controller](problem, seeds, toolbox)
+            return _Session(problem, controller, folder, terminal, events, own=evaluate is not None).run()
+    except Timeout:
+        raise EvokdError(str(folder), "a run that no other process writes", "a locked one", "wait for it, or stop it") from None
+    finally:
+        terminal.done()
+        problem.executor.close()
+
+
+class _Session:
+    """One run from its first line to its last."""
+
+    def __init__(
+        self, problem: Problem, controller: Controller, folder: Path, terminal: Terminal, events: list[dict], own: bool
+    ) -> None:
+        self.problem, self.config, self.folder, self.terminal, self.own = problem, problem.config, folder, terminal, own
+        self.start, config = time.perf_counter(), problem.config
+        self.budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds)
+        self.search = arm(problem, config.controller, controller, self.budget, config.seed)
+        if events:
+            kept = replay(self.search, events, tree_from_names, read_outcome)
+            write_whole(folder / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+        self.journal = self.search.journal = Journal(folder)
+        self.fresh = not self.search.individuals
+        self.mirror = Mirror(problem, folder, terminal.warn)
+
+    def run(self) -> Result:
+        try:
+            return self.through()
+        except KeyboardInterrupt:
+            self.mirror.stop("KILLED")
+            raise
+        except BaseException:
+            self.mirror.stop("FAILED")
+            raise
+        finally:
+            self.journal.close()
+
+    def through(self) -> Result:
+        """Baselines, search, choice, finals, and everything that is written of them."""
+        self.terminal.opening(self.problem, self.folder)
+        known = self.opening()
+        self.terminal.table_head()
+        self.search.notice = self.notice
+        self.search.run()
+        chosen, simplest = self.choice()
+        rows = [] if self.own else self.finals(chosen, simplest, known)
+        files = self.export(chosen[0], rows)
+        front = write_front(self.folder, self.search)
+        seconds = time.perf_counter() - self.start
+        files += [write_report(self.folder, self.problem, self.search, rows, chosen[0], seconds), self.folder / "front.csv"]
+        self.journal.write("end", best=chosen[0].text)
+        self.mirror.finish(rows, [*files, self.journal.path])
+        self.terminal.closing(self.search, chosen[0], rows, self.folder, self.config)
+        return Result(chosen[0].text, front, self.folder, rows)
+
+    def opening(self) -> dict[str, Entry]:
+        """The journal's first lines: what is searched, and the baselines it will meet."""
+        known = baselines(self.problem, self.budget, self.terminal) if self.config.baselines else {}
+        if self.fresh:
+            about = {"config": self.config.hash(), "space": self.problem.space.hash, "problem": self.problem.key}
+            self.journal.write("start", version=1, **about, seed=self.config.seed)
+            for name, entry in known.items():
+                self.journal.write("baseline", **asdict(entry) | {"name": name}, trials=self.budget.total)
+        return known
+
+    def notice(self, summary: dict | None) -> None:
+        """After a candidate: the status line. After a generation: the table, the state and the mirror."""
+        if summary is None:
+            self.terminal.candidate(self.search)
+            return
+        self.terminal.generation(self.search, summary)
+        told = {k: summary[k] for k in ("generation", "evaluations", "best", "best_id")}
+        write_state(self.folder / "state.json", {"version": 1, "seed": self.config.seed, **told})
+        self.mirror.generation(self.search, summary)
+
+    def choice(self) -> tuple[list[Entry], Entry]:
+        """The best after confirmation, and the simplest within one standard error of it."""
+        config, search = self.config, self.search
+        if not any(i.ok for i in search.individuals):
+            reasons = sorted({i.outcome.reason[:60] for i in search.individuals if i.outcome.reason})[:3]
+            hint = f"see {self.folder / 'events.jsonl'}: {'; '.join(reasons)}"
+            raise EvokdError("search", "at least one candidate that trains", "none", hint)
+        if self.own:
+            best = min(search.individuals, key=rank)
+            entry = Entry(str(best.id), search.grammar.write(best), fitness=best.outcome.fitness)
+            return [entry], entry
+        self.terminal.status(f"confirming: the best {config.confirm} once more on validation")
+        repeats = config.confirm, config.confirm_repeats
+        chosen, simplest = choose(search.individuals, search.grammar.write, self.problem.executor, config.seed, *repeats)
+        for entry in chosen:
+            self.journal.write("confirm", id=int(entry.name), text=entry.text, fitness=entry.fitness, error=entry.error)
+        return chosen, simplest
+
+    def finals(self, chosen: list[Entry], simplest: Entry, known: dict[str, Entry]) -> list[Row]:
+        """All rows on test; the reference is tuned KD, or KD as published where there are no baselines."""
+        name, (gamma, weight, tau) = ROW_NAMES.get(self.config.controller, self.config.controller), PUBLISHED
+        entries = [replace(chosen[0], name=name), replace(simplest, name=f"{name}, simplest within 1σ")]
+        if known:
+            entries += [replace(known["random"], name="random search, same budget"), replace(known["kd"], name=TUNED)]
+        entries.append(Entry(AS_PUBLISHED, f"{write_number(weight)}*kl(logits, tau={write_number(tau)})", gamma))
+        entries.append(Entry(PLAIN, None, 1.0))
+        self.terminal.status(f"finals: {self.config.finals} fresh seeds a row, told on test")
+        seeds = evaluation_seeds(self.config.seed, "final", self.config.finals)
+        return final_rows(entries, TUNED if known else AS_PUBLISHED, self.problem.executor, seeds, self.journal)
+
+    def export(self, best: Entry, rows: list[Row]) -> list[Path]:
+        about = {
+            "run": self.folder.name,
+            "space": self.problem.space.space.name,
+            "pair": {k: self.problem.card[k] for k in ("data", "teacher", "student")},
+            "validation_fitness": best.fitness,
+            "test": [{"row": r.entry.name, "mean": r.mean, "half": r.half} for r in rows],
+        }
+        pair = self.problem.examples[:2]
+        return export_loss(self.folder / "best", parse_loss(best.text), self.config.protocol.gamma, pair, about)

@@ -1,0 +1,99 @@
+"""`python -m evokd.evolve distiller`: the command line of a search."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from evokd.errors import EvokdError
+
+DEFAULT_FROM_CONFIG = argparse.SUPPRESS  # an option that is not given leaves the configuration's default in place
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options mirror the fields of `Config`; `-s` reaches every other field."""
+    top = argparse.ArgumentParser(prog="evokd.evolve", description="Evolve what nobody has to hand-tune any more.")
+    tasks = top.add_subparsers(dest="task", required=True, metavar="TASK")
+    distiller = tasks.add_parser(
+        "distiller",
+        help="find the distillation loss for a teacher–student pair",
+        description="Find the distillation loss for a teacher–student pair. Without options: scikit-learn's digits, minutes on a CPU.",
+        argument_default=DEFAULT_FROM_CONFIG,
+    )
+    pair = distiller.add_argument_group("the pair")
+    pair.add_argument("--teacher", metavar="T", help="name (trained once, cached), file.safetensors, or file.py:callable")
+    pair.add_argument("--student", metavar="S", help="name, or file.py:callable")
+    pair.add_argument("--data", metavar="D", help="digits, cifar10, cifar100, fashion_mnist, mnist, an npz file or a folder")
+    pair.add_argument("--download", action="store_true", help="allow torchvision to fetch the data set")
+    pair.add_argument("--transfer", type=int, metavar="N", help="use only N training images")
+    pair.add_argument("--labels", type=int, metavar="N", help="know the labels of only N training images")
+    pair.add_argument("--teacher-taps", metavar="PATH,…", help="module paths of the teacher's stages, last stage last")
+    pair.add_argument("--student-taps", metavar="PATH,…", help="module paths of the student's stages, last stage last")
+    search = distiller.add_argument_group("the search")
+    search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved")
+    search.add_argument("--controller", metavar="NAME", help="evolution or random")
+    search.add_argument("--fitness", metavar="NAME", help="accuracy, ce or gap (KD-Zero's equation 2, corrected), on validation")
+    search.add_argument("--generations", type=int, metavar="N")
+    search.add_argument("--population", type=int, metavar="N", help="candidates trained in a generation, and parents kept")
+    search.add_argument("--budget-evals", type=int, metavar="N", help="stop after N trainings")
+    search.add_argument(
+        "--budget-seconds", type=float, metavar="S", help="stop after the generation in which S seconds are spent"
+    )
+    search.add_argument(
+        "--seed-with", action="append", metavar="LOSS", help="known name, text or loss.json for the first generation"
+    )
+    search.add_argument("--seed", type=int, metavar="N")
+    run = distiller.add_argument_group("the run")
+    run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
+    run.add_argument("--device", metavar="D", help="auto, cpu or cuda")
+    run.add_argument("--out", metavar="DIR", help="home of runs, cache and mlflow.db")
+    run.add_argument("--resume", metavar="RUN", help="continue or extend the run in this folder")
+    run.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
+    run.add_argument("--quiet", action="store_true")
+    run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s protocol.steps=300")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 a mistake that the user can mend (said in one line), 130 interrupted."""
+    given = vars(parser().parse_args(arguments))
+    try:
+        return evolve(given)
+    except EvokdError as error:
+        print(f"evokd: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nevokd: interrupted; finished generations are in the run folder, continue with --resume RUN",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def evolve(given: dict) -> int:
+    """Run or resume a search from parsed options."""
+    from pathlib import Path
+
+    from evokd.config import make_config
+    from evokd.distiller import resume, run
+    from evokd.report.terminal import Terminal
+
+    terminal = Terminal(quiet=given.pop("quiet", False))
+    download, folder, overrides = given.pop("download", False), given.pop("resume", None), given.pop("overrides", [])
+    for name in ("teacher_taps", "student_taps"):
+        if name in given:
+            given[name] = tuple(path.strip() for path in given[name].split(","))
+    if "seed_with" in given:
+        given["seed_with"] = tuple(given["seed_with"])
+    protocol = {name: given.pop(name) for name in ("transfer", "labels") if name in given}
+    if folder:
+        given.pop("task")
+        resume(Path(folder), terminal, given)
+    else:
+        run(make_config({**given, "protocol": protocol}, overrides), terminal, download=download)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

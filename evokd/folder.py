@@ -1,0 +1,72 @@
+"""What a run folder holds: its configuration and space as they were, the environment, and the front."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import subprocess
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from evokd.checkpoint import write_whole
+from evokd.config import Config
+from evokd.errors import EvokdError
+from evokd.genome.individual import rank
+from evokd.run import Search
+
+
+def write_front(folder: Path, search: Search) -> list[tuple[int, float, str]]:
+    """front.csv: the best loss of each size that no smaller one beats, on validation."""
+    front: list[tuple[int, float, str]] = []
+    for i in sorted((i for i in search.individuals if i.ok), key=lambda i: (len(i), rank(i))):
+        if not front or i.outcome.fitness > front[-1][1]:
+            if front and front[-1][0] == len(i):
+                front.pop()
+            front.append((len(i), i.outcome.fitness, search.grammar.write(i)))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("size", "fitness", "loss"), *front])
+    write_whole(folder / "front.csv", text.getvalue())
+    return front
+
+
+def new_folder(config: Config, data: str, space: str) -> Path:
+    name = f"{date.today()}-distiller-{data}-{config.hash()[:4]}"
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        folder = Path(config.out) / (name + suffix)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        write_whole(folder / "config.toml", config.to_toml())
+        write_whole(folder / "space.toml", space)
+        write_whole(folder / "environment.txt", _environment())
+        return folder
+    raise EvokdError("--out", "fewer than 1000 runs of one name a day", name)
+
+
+def _environment() -> str:
+    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}", f"commit {commit()}"]
+    for name in ("evokd", "torch", "torchvision", "deap", "numpy", "sympy", "mlflow", "scikit-learn"):
+        try:
+            lines.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"{name} none")
+    return "\n".join([*lines, ""])
+
+
+def commit() -> str:
+    """Commit of the checkout evokd runs from, or `none`."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
+    return found.stdout.strip() or "none"

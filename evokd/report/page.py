@@ -1,0 +1,80 @@
+"""The report: one self-contained HTML page, figures inline as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+
+from evokd.checkpoint import write_whole
+from evokd.losses.formula import to_sympy
+from evokd.losses.language import parse_loss
+
+if TYPE_CHECKING:
+    from evokd.finals import Entry, Row
+    from evokd.problem import Problem
+    from evokd.run import Search
+
+_PAGE = Path(__file__).with_suffix(".html")
+
+
+def write_report(folder: Path, problem: Problem, search: Search, rows: Sequence[Row], best: Entry, seconds: float) -> Path:
+    """report.html of a run; its path."""
+    sound = sorted((i for i in search.individuals if i.ok), key=lambda i: -i.outcome.fitness)
+    text = (
+        jinja2.Environment(autoescape=True)
+        .from_string(_PAGE.read_text(encoding="utf-8"))
+        .render(
+            name=folder.name,
+            card=problem.card,
+            config=problem.config,
+            space=problem.space.space.name,
+            seconds=round(seconds),
+            best=best,
+            formula=_mathml(best.text, problem),
+            rows=rows,
+            reference=next((r.entry.name for r in rows if r.difference is None), ""),
+            curve=_curve(search),
+            evaluated=search.trained,
+            rejected=len(search.individuals) - search.trained,
+            failed=search.trained - len(sound),
+            top=[(i, search.grammar.write(i)) for i in sound[:15]],
+        )
+    )
+    write_whole(folder / "report.html", text)
+    return folder / "report.html"
+
+
+def _mathml(text: str, problem: Problem) -> list[str]:
+    """The formula line by line as presentation MathML, which browsers set by themselves."""
+    from sympy import Symbol
+    from sympy.printing.mathml import mathml
+
+    told = to_sympy(parse_loss(text), *problem.examples[:2])
+    pairs = [(let.array[let.indices], let.body) for let in told.lets] + [(Symbol("L"), told.loss)]
+    return [f"<math>{mathml(a, 'presentation')}<mo>=</mo>{mathml(b, 'presentation')}</math>" for a, b in pairs]
+
+
+def _curve(search: Search) -> str:
+    """Fitness against trainings as inline SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    trained = [i for i in search.individuals if i.ok]
+    values = [i.outcome.fitness for i in trained]
+    best = [max(values[: n + 1]) for n in range(len(values))]
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    axes.scatter(range(1, len(values) + 1), values, s=12, color="#8d99ae", label="candidate")
+    axes.step(range(1, len(best) + 1), best, where="post", color="#d1495b", label="best so far")
+    low = sorted(values)[len(values) // 5] if values else 0
+    axes.set(xlabel="trainings", ylabel="validation fitness", ylim=(low - 1, max(values, default=1) + 1))
+    axes.legend(frameon=False, loc="lower right")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,134 @@
+"""What a run says while it goes: a status line that moves in a terminal, calm lines when piped, nothing when quiet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from evokd.finals import Entry, Row
+    from evokd.problem import Problem
+    from evokd.run import Search
+
+PIPED_PAUSE = 10.0  # seconds between two status lines of one kind when piped
+
+
+class Terminal:
+    """Writes to standard output; warnings go to standard error."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.errors = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._spinner = self.console.status("") if self.console.is_terminal else None
+        self._said: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def say(self, text: str = "") -> None:
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.errors.print(f"warning: {text}", markup=False)
+
+    def status(self, text: str) -> None:
+        """One moving line; piped, at most one line of a kind every ten seconds."""
+        if self._spinner:
+            self._spinner.start()
+            self._spinner.update(text)
+            return
+        kind, now = text.partition(":")[0], time.perf_counter()
+        if now - self._said.get(kind, float("-inf")) >= PIPED_PAUSE:
+            self._said[kind] = now
+            self.say(f" {text}")
+
+    def done(self) -> None:
+        if self._spinner:
+            self._spinner.stop()
+
+    def opening(self, problem: Problem, folder: Path) -> None:
+        card, config, grammar = problem.card, problem.config, problem.grammar
+        self.done()
+        labels = "" if card["labels"] == card["images"] else f", {card['labels']} labelled"
+        self.say(
+            f"evokd · {card['data']} ({card['images']} images{labels}) · teacher {card['teacher']} {card['teacher_accuracy']:.1f} % · "
+            f"student {card['student']} ({card['student_parameters'] / 1000:.1f} k parameters)"
+        )
+        for position, student, teacher in problem.table:
+            self.say(f"   {position:<13} student {student:<18} teacher {teacher}")
+        evaluations = config.budget_evals or config.generations * config.population
+        self.say(
+            f"space {grammar.name}: {grammar.count():.0e} losses · {config.controller}, {config.generations} generations of "
+            f"{config.population}, at most {evaluations} trainings of {config.protocol.steps} steps · run {folder}"
+        )
+
+    def table_head(self) -> None:
+        self.done()
+        self.say(
+            f"\n {'gen':>3} {'evals':>6} {'best':>8} {'median':>8}   funnel: proposed → new → sound → trained   seconds  best so far"
+        )
+
+    def candidate(self, search: Search) -> None:
+        """The status line after a training."""
+        total, done = search.budget.total, search.trained
+        values = [i.outcome.fitness for i in search.individuals if i.ok]
+        elapsed = time.perf_counter() - self._arm_start(search)
+        left = elapsed / max(done, 1) * (total - done)
+        best = f"best {max(values):.2f}, " if values else ""
+        self.status(f"{search.name}: {done}/{total} trained, {best}{left:.0f} s to go")
+
+    def _arm_start(self, search: Search) -> float:
+        if getattr(self, "_arm", None) is not search:
+            self._arm, self._arm_time = search, time.perf_counter()
+        return self._arm_time
+
+    def generation(self, search: Search, row: dict) -> None:
+        self.done()
+        best = f"{row['best']:8.2f}" if row["best"] is not None else "       –"
+        median = f"{row['median']:8.2f}" if row["median"] is not None else "       –"
+        funnel = " → ".join(str(row[k]) for k in ("proposed", "new", "sound", "trained"))
+        failed = f"  ({row['failed']} failed)" if row["failed"] else ""
+        self.say(
+            f" {row['generation']:>3} {row['evaluations']:>6} {best} {median}   {funnel:<40} {row['seconds']:>7.1f}  {row['best_text']}{failed}"
+        )
+
+    def closing(self, search: Search, best: Entry, rows: Sequence[Row], folder: Path, config) -> None:
+        self.done()
+        self.say(f"\n best  {best.text}\n       {origin(search, int(best.name))}\n")
+        if rows:
+            self.say(final_table(rows))
+        self.say(f"\n {folder / 'best'}: loss.py loss.tex loss.sympy.txt loss.json · {folder / 'report.html'}")
+        if config.tracking_uri != "none":
+            self.say(f" MLflow UI:    evokd ui --out {config.out}")
+        self.say(f" formula:      evokd export --loss {folder / 'best' / 'loss.json'} --format latex")
+        self.say(f" took {time.perf_counter() - self._start:.0f} s")
+
+
+def final_table(rows: Sequence[Row]) -> str:
+    """The closing table; every figure is a mean over fresh seeds on test."""
+    count = len(rows[0].values)
+    reference = next(r.entry.name for r in rows if r.difference is None)
+    width = max(len(r.entry.name) for r in rows)
+    lines = [
+        f" finals, {count} fresh seeds, test{'':<{max(width - 26, 1)}}   accuracy %       against {reference} (paired, 95 %)"
+    ]
+    for row in rows:
+        gap = "" if row.difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row.difference)
+        gamma = f"   γ={row.entry.gamma:g}" if row.entry.gamma is not None else ""
+        lines.append(
+            f"   {row.entry.name:<{width}}   {row.mean:5.1f} ± {row.half:<4.1f}    {gap:<20}  {row.entry.text or 'cross-entropy alone'}{gamma}"
+        )
+    return "\n".join(lines)
+
+
+def origin(search: Search, best: int) -> str:
+    """The winner's line of descent in one line: `from: random g0 → constant g2 → crossover g4`."""
+    by_id = {i.id: i for i in search.individuals}
+    steps, node = [], by_id[best]
+    while True:
+        steps.append(f"{node.op} g{node.generation}")
+        if not node.parents:
+            return "from: " + " → ".join(reversed(steps))
+        node = by_id[node.parents[0]]

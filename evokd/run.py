@@ -1,0 +1,208 @@
+"""The loop: ask, gate, evaluate, tell, journal. One screen, the same for every controller and evaluator."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from evokd.genome.grammar import Grammar
+from evokd.genome.individual import Individual, Outcome, Status, content_key, rank
+from evokd.journal import Journal
+from evokd.search.controller import Controller
+from evokd.streams import derive, stream
+
+if TYPE_CHECKING:
+    from evokd.problem import Problem
+
+PATIENCE = 40  # proposals a wanted candidate before a generation is closed short: the space is exhausted
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Whichever comes first. `seconds` is looked at between generations, so that a generation is never torn by a clock."""
+
+    generations: int
+    size: int
+    evaluations: int | None = None
+    seconds: float | None = None
+
+    @property
+    def total(self) -> int:
+        return min(self.generations * self.size, self.evaluations or 1 << 30)
+
+
+@dataclass
+class Search:
+    """One controller at work; `individuals` holds all it ever proposed that was new.
+
+    Args:
+        name: of the arm, which names its random streams.
+        grammar: the language.
+        controller: proposes and is told.
+        gate: tree → reason to refuse, or "".
+        evaluate: individuals → outcomes in their order.
+        budget: when to stop.
+        seed: root of the streams.
+        journal: where events go; set before the search runs.
+        recorded: key → outcome, from the torn generation of a run that is resumed.
+        notice: called with a summary after each generation, and with None after each candidate.
+    """
+
+    name: str
+    grammar: Grammar
+    controller: Controller
+    gate: Callable[[list], str]
+    evaluate: Callable[[Sequence[Individual]], Iterator[Outcome]]
+    budget: Budget
+    seed: int
+    journal: Journal | None = None
+    recorded: dict[str, Outcome] = field(default_factory=dict)
+    notice: Callable[[dict | None], None] = lambda summary: None
+    individuals: list[Individual] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    generation: int = 0
+    clock: float = 0.0
+
+    @property
+    def trained(self) -> int:
+        return sum(i.outcome is not None and i.outcome.status is not Status.REJECTED for i in self.individuals)
+
+    def run(self) -> list[Individual]:
+        """All individuals, once the budget is spent or the space is."""
+        while self.generation < self.budget.generations and self.clock < (self.budget.seconds or float("inf")):
+            wanted = min(self.budget.size, self.budget.total - self.trained)
+            if wanted <= 0 or not self.step(wanted):
+                break
+        return self.individuals
+
+    def step(self, wanted: int) -> int:
+        """One generation; the number of candidates trained in it."""
+        start = time.perf_counter()
+        batch, counts = self.propose(wanted)
+        trained = [individual for individual in batch if individual.outcome is None]
+        outcomes = self.outcomes(trained)
+        for individual in batch:
+            if individual.outcome is None:
+                individual.settle(next(outcomes))
+                self.notice(None)
+            self.journal.individual(individual, self.key(individual), self.grammar.write(individual))
+        self.controller.tell(batch)
+        self.close(counts, len(trained), time.perf_counter() - start)
+        return len(trained)
+
+    def propose(self, wanted: int) -> tuple[list[Individual], dict[str, int]]:
+        """Ask until enough new candidates have passed the gate; duplicates are decided here, in the driver."""
+        draw = stream(self.seed, self.name, "generation", self.generation)
+        counts = {"proposed": 0, "new": 0, "sound": 0}
+        batch: list[Individual] = []
+        while counts["sound"] < wanted and counts["proposed"] < PATIENCE * wanted:
+            counts["proposed"] += 1
+            individual = self.admit(self.controller.ask(self.generation, draw))
+            if individual is None:
+                continue
+            counts["new"] += 1
+            reason = self.gate(individual)
+            counts["sound"] += not reason
+            if reason:
+                individual.settle(Outcome(Status.REJECTED, reason=reason))
+            batch.append(individual)
+        return batch, counts
+
+    def admit(self, proposal: Individual) -> Individual | None:
+        """The proposal in canonical form with an id, or None if its key was seen before."""
+        individual = Individual(list(self.grammar.canonical(proposal)), op=proposal.op, parents=proposal.parents)
+        key = self.key(individual)
+        if key in self.seen:
+            return None
+        self.seen.add(key)
+        individual.id, individual.generation = len(self.individuals), self.generation
+        self.individuals.append(individual)
+        return individual
+
+    def outcomes(self, batch: Sequence[Individual]) -> Iterator[Outcome]:
+        """Recorded outcomes where a resumed run has them, fresh ones otherwise, in order."""
+        fresh = self.evaluate([individual for individual in batch if self.key(individual) not in self.recorded])
+        for individual in batch:
+            known = self.recorded.get(self.key(individual))
+            yield known if known is not None else next(fresh)
+
+    def key(self, individual: Individual) -> str:
+        return content_key(self.grammar.write(individual))
+
+    def close(self, counts: dict[str, int], trained: int, seconds: float) -> None:
+        """Write the generation's summary and move on."""
+        self.clock += seconds
+        summary = summarise(self.individuals, self.generation) | counts
+        summary |= {"trained": trained, "evaluations": self.trained, "seconds": round(seconds, 3)}
+        best = min(self.individuals, key=rank)
+        summary["best_text"] = self.grammar.write(best) if best.ok else ""
+        self.journal.write("generation", arm=self.name, **summary)
+        self.journal.sync()
+        self.generation += 1
+        self.notice(summary)
+
+
+def summarise(individuals: Sequence[Individual], generation: int) -> dict:
+    """Figures of one generation: best so far, and best, median and mean of what was new."""
+    values = [i.fitness.values[0] for i in individuals if i.ok and i.generation == generation]
+    sound = [i for i in individuals if i.ok]
+    failed = [i for i in individuals if i.generation == generation and not i.ok]
+    best = min(sound, key=rank) if sound else None
+    return {
+        "generation": generation,
+        "best": best.fitness.values[0] if best else None,
+        "best_id": best.id if best else None,
+        "generation_best": max(values, default=None),
+        "median": statistics.median(values) if values else None,
+        "mean": statistics.fmean(values) if values else None,
+        "spread": statistics.pstdev(values) if values else None,
+        "size": statistics.fmean(len(i) for i in sound) if sound else None,
+        "rejected": sum(i.outcome.status is Status.REJECTED for i in failed),
+        "failed": sum(i.outcome.status is not Status.REJECTED for i in failed),
+    }
+
+
+def replay(
+    search: Search,
+    events: Sequence[dict],
+    tree_of: Callable[[Sequence[str]], list],
+    outcome_of: Callable[[dict], Outcome],
+) -> list[dict]:
+    """Bring a fresh search to the end of the last whole generation of a journal.
+
+    Returns:
+        the events that were kept; outcomes of the torn generation are remembered in `search.recorded`.
+    """
+    last = max((i for i, e in enumerate(events) if e["event"] == "generation"), default=-1)
+    for event in events[: last + 1]:
+        if event["event"] == "individual":
+            individual = Individual(list(tree_of(event["tree"])), op=event["op"], parents=tuple(event["parents"]))
+            individual.id, individual.generation = event["id"], event["generation"]
+            individual.settle(outcome_of(event))
+            search.individuals.append(individual)
+            search.seen.add(event["key"])
+        elif event["event"] == "generation":
+            search.controller.tell([i for i in search.individuals if i.generation == event["generation"]])
+            search.generation, search.clock = event["generation"] + 1, search.clock + event["seconds"]
+    for event in events[last + 1 :]:
+        if event["event"] == "individual" and event["status"] != Status.REJECTED:
+            search.recorded[event["key"]] = outcome_of(event)
+    return list(events[: last + 1])
+
+
+def arm(problem: Problem, name: str, controller: Controller, budget: Budget, seed: int) -> Search:
+    """A search on a problem: whatever the controller, the same grammar, gate, evaluator and paired seeds."""
+    seeds = evaluation_seeds(seed, "search", problem.config.protocol.repeats)
+
+    def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
+        return iter(problem.executor.map([problem.job(individual, seeds) for individual in batch]))
+
+    return Search(name, problem.grammar, controller, problem.gate, evaluate, budget, seed)
+
+
+def evaluation_seeds(seed: int, tier: str, repeats: int) -> tuple[int, ...]:
+    """Paired seeds of one tier: the same for every candidate."""
+    return tuple(derive(seed, "evaluation", tier, repeat) for repeat in range(repeats))

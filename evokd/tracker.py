@@ -1,0 +1,126 @@
+"""MLflow, its only door: the mirror of a run. Every call happens on one background thread, from the driver alone.
+
+If MLflow is missing, slow or away the search goes on: the first failure is said once, and the journal stays the truth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+PARAM_LIMIT, TAG_LIMIT, BATCH = 6000, 8000, 100
+
+
+class Tracker:
+    """One parent run, children for elites.
+
+    Args:
+        uri: tracking URI.
+        experiment: its name, one a task.
+        artifacts: where a new experiment keeps artifacts; None leaves it to the server.
+        warn: told once when tracking fails.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None, warn: Callable[[str], None]) -> None:
+        self.uri, self.experiment, self.artifacts, self.warn = uri, experiment, artifacts, warn
+        self.run_id = self._experiment_id = ""
+        self._client: Any = None
+        self._failed = False
+        self._thread = ThreadPoolExecutor(1, "mlflow")
+
+    def start(self, name: str, params: dict[str, Any], tags: dict[str, str], files: Iterable[Path]) -> None:
+        self._do(self._start, name, params, tags, list(files))
+
+    def generation(self, summary: dict) -> None:
+        """Figures of a generation in one batch, step = generation; best so far also against evaluations."""
+        self._do(self._generation, dict(summary))
+
+    def child(self, name: str, params: dict[str, Any], tags: dict[str, str], metrics: dict[str, float], curve: list) -> None:
+        """A nested run for one individual or one finalist, with its learning curve (step, cross-entropy, distillation loss)."""
+        self._do(self._child, name, params, tags, metrics, curve)
+
+    def files(self, paths: Iterable[Path], folder: str | None = None) -> None:
+        self._do(self._files, list(paths), folder)
+
+    def finish(self, status: str, metrics: dict[str, float], tags: dict[str, str]) -> None:
+        """Close the parent run and wait for everything to be written."""
+        self._do(self._finish, status, metrics, tags)
+        self._thread.shutdown(wait=True)
+
+    def _do(self, fn: Callable, *args: Any) -> None:
+        self._thread.submit(self._guarded, fn, args)
+
+    def _guarded(self, fn: Callable, args: tuple) -> None:
+        if self._failed:
+            return
+        try:
+            fn(*args)
+        except Exception as error:  # whatever goes wrong in tracking must not end a search
+            self._failed = True
+            self.warn(f"tracking stopped, the search goes on: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+
+    def _start(self, name: str, params: dict, tags: dict, files: list[Path]) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow
+
+        self._client = mlflow.MlflowClient(self.uri)
+        found = self._client.get_experiment_by_name(self.experiment)
+        location = self.artifacts.resolve().as_uri() if self.artifacts else None
+        self._experiment_id = found.experiment_id if found else self._client.create_experiment(self.experiment, location)
+        self.run_id = self._client.create_run(self._experiment_id, run_name=name, tags=_cut(tags, TAG_LIMIT)).info.run_id
+        self._log(self.run_id, params={k: str(v) for k, v in params.items()})
+        self._files(files, None)
+
+    def _generation(self, summary: dict) -> None:
+        text = summary.pop("best_text", "")
+        step, evaluations = summary.pop("generation"), summary["evaluations"]
+        metrics = [(k, v, step) for k, v in summary.items() if isinstance(v, int | float) and k != "best_id"]
+        if summary.get("best") is not None:
+            metrics.append(("best_by_evaluations", summary["best"], evaluations))
+        self._log(self.run_id, metrics=metrics, tags={"evokd.best": text})
+
+    def _child(self, name: str, params: dict, tags: dict, metrics: dict, curve: list) -> None:
+        tags = {"mlflow.parentRunId": self.run_id, **tags}
+        run = self._client.create_run(self._experiment_id, run_name=name, tags=_cut(tags, TAG_LIMIT))
+        rows = [(k, v, 0) for k, v in metrics.items()]
+        rows += [(k, v, int(step)) for step, ce, kd in curve for k, v in (("train_ce", ce), ("train_distill", kd))]
+        self._log(run.info.run_id, params={k: str(v) for k, v in params.items()}, metrics=rows)
+        self._client.set_terminated(run.info.run_id)
+
+    def _files(self, paths: list[Path], folder: str | None) -> None:
+        for path in paths:
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    def _finish(self, status: str, metrics: dict[str, float], tags: dict[str, str]) -> None:
+        self._log(self.run_id, metrics=[(k, v, 0) for k, v in metrics.items()], tags=tags)
+        self._client.set_terminated(self.run_id, status)
+
+    def _log(self, run_id: str, params: dict | None = None, metrics: list | None = None, tags: dict | None = None) -> None:
+        """In batches below MLflow's limits; a value too long is cut where the cut is marked, the whole text is in an artifact."""
+        import time
+
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        rows = [Metric(k, float(v), now, step) for k, v, step in metrics or []]
+        for at in range(0, len(rows), 1000):
+            self._client.log_batch(run_id, metrics=rows[at : at + 1000])
+        pairs = [Param(k, v) for k, v in _cut(params or {}, PARAM_LIMIT).items()]
+        for at in range(0, len(pairs), BATCH):
+            self._client.log_batch(run_id, params=pairs[at : at + BATCH])
+        if tags:
+            self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in _cut(tags, TAG_LIMIT).items()])
+
+
+def _cut(values: dict[str, str], limit: int) -> dict[str, str]:
+    mark = " …(cut; whole in events.jsonl)"
+    return {k: v if len(v) <= limit else v[: limit - len(mark)] + mark for k, v in values.items()}
+
+
+def tracking_uri(configured: str | None, out: Path) -> str | None:
+    """The URI to track to: the configured one, the environment's, or SQLite beside the runs; None when it is `none`."""
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').resolve()}"
+    return None if uri == "none" else uri
