@@ -63,6 +63,21 @@ class Data:
         """Only `count` training images, equally many of each class: the transfer set of a distillation."""
         return self if not count else replace(self, train=self.train.take(_stratified(self.train.labels, count, "transfer")))
 
+    def with_rare(self, classes: tuple[int, ...], count: int) -> Data:
+        """Only the first `count` training images of the named classes: a long-tailed transfer set, validation and test as before.
+
+        Raises:
+            EvokdError: a class that the data does not have, or none of its images left.
+        """
+        for label in classes:
+            if not 0 <= label < self.classes:
+                raise EvokdError("protocol.rare_classes", f"classes 0 to {self.classes - 1}", str(label))
+        if classes and count < 1:
+            raise EvokdError("protocol.rare_images", "at least 1", str(count))
+        labels = self.train.labels
+        dropped = [np.flatnonzero(labels == label)[count:] for label in classes]
+        return replace(self, train=self.train.take(np.setdiff1d(np.arange(len(labels)), np.concatenate([[], *dropped]).astype(int))))
+
     def with_labels(self, count: int | None) -> Data:
         """Labels on only `count` training images, equally many of each class; the others become −1.
 
@@ -117,10 +132,9 @@ def _checked(data: Data) -> Data:
     return data
 
 
-def _assemble(name: str, train: Split, test: Split, flip: bool, validation_share: float = 0.1) -> Data:
-    """Hold a stratified part of train out for the search; statistics come from what remains."""
-    count = max(int(len(train) * validation_share), min(500, len(train) // 2))
-    held = _stratified(train.labels, count, "validation")
+def _assemble(name: str, train: Split, test: Split, flip: bool, validation: int | None = None) -> Data:
+    """Hold a stratified part of train out for the search, a tenth or 500 images; statistics come from what remains."""
+    held = _stratified(train.labels, validation or max(len(train) // 10, min(500, len(train) // 2)), "validation")
     rest = np.setdiff1d(np.arange(len(train)), held)
     kept = train.take(rest)
     pixels = kept.images[:5000].astype(np.float64) / 255
@@ -134,16 +148,16 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
 
 
 def _digits(download: bool, root: str) -> Data:
-    """scikit-learn's digits (Alpaydin & Kaynak 1998): 1,797 real 8×8 images. 797 test, 500 validation, 500 train."""
+    """scikit-learn's digits (Alpaydin & Kaynak 1998): 1,797 real 8×8 images. 600 test, 400 validation, 797 train."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     everything = Split((images.reshape(-1, 1, 8, 8) * 255 / 16).round().astype(np.uint8), labels.astype(np.int64))
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(everything))
     everything = everything.take(order)
-    test = _stratified(everything.labels, 797, "test")
+    test = _stratified(everything.labels, 600, "test")
     rest = everything.take(np.setdiff1d(np.arange(len(order)), test))
-    return _assemble("digits", rest, everything.take(test), flip=False, validation_share=0.5)
+    return _assemble("digits", rest, everything.take(test), flip=False, validation=400)
 
 
 def _torchvision(name: str, flip: bool) -> Callable[[bool, str], Data]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from evokd.config import Config
+from evokd.config import Config, Protocol
 from evokd.data import Data, read_data
 from evokd.errors import EvokdError
 from evokd.evaluate.bank import assemble, bank_key, open_bank, write_bank
@@ -82,7 +82,7 @@ def open_problem(
     space = read_space(config.space)
     device = _device(config.device)
     source = data or read_data(config.data, download)
-    data = source.with_transfer(config.protocol.transfer).with_labels(config.protocol.labels)
+    data = _transfer_set(source, config.protocol)
     cache = Path(config.out) / "cache"
     _writable(Path(config.out))
     taught = load_teacher(teacher or config.teacher, source, cache, config.teacher_epochs, say, device)
@@ -103,6 +103,12 @@ def open_problem(
     problem = Problem(config, space, grammar, Serial(lambda job: None), examples, tap_table(*taps, *plans), card, key)
     problem.executor = _executor(config, bank, plans, student, teacher or taught, device, evaluate, examples)
     return problem
+
+
+def _transfer_set(data: Data, protocol: Protocol) -> Data:
+    """What the student sees of the training images; the teacher was trained on all of them."""
+    data = data.with_transfer(protocol.transfer).with_rare(protocol.rare_classes, protocol.rare_images)
+    return data.with_labels(protocol.labels)
 
 
 def _executor(config, bank, plans, student, teacher, device, evaluate, examples):

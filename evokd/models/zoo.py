@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from evokd.errors import EvokdError
+from evokd.models.convnet import ConvNet
 from evokd.models.resnet import ResNet
 
-EXAMPLES = "resnet8w4, resnet20, resnet56, resnet14w32, torchvision:resnet18, or path/to/file.py:callable"
+EXAMPLES = "conv3w8, resnet8w4, resnet20, resnet56, resnet14w32, torchvision:resnet18, or path/to/file.py:callable"
+_CONV = re.compile(r"conv3w(\d+)")
 _RESNET = re.compile(r"resnet(\d+)(?:w(\d+))?")
 
 
@@ -20,7 +22,7 @@ def build(spec: str, classes: int, channels: int, seed: int, where: str = "--stu
     """A freshly initialised network.
 
     Args:
-        spec: `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, `torchvision:NAME`,
+        spec: `conv3wW` (three plain convolutions), `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, `torchvision:NAME`,
             or `file.py:callable`, which is called with the number of classes.
         classes: K.
         channels: C of the images.
@@ -36,6 +38,8 @@ def build(spec: str, classes: int, channels: int, seed: int, where: str = "--stu
             return _from_file(spec, classes, where)
         if spec.startswith("torchvision:"):
             return _from_torchvision(spec.partition(":")[2], classes, where)
+        if found := _CONV.fullmatch(spec):
+            return ConvNet(int(found[1]), classes, channels)
         found = _RESNET.fullmatch(spec)
         if not found or (int(found[1]) - 2) % 6 or not 8 <= int(found[1]) <= 1202:
             raise EvokdError(where, "a network", repr(spec), f"for example {EXAMPLES}")
