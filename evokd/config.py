@@ -25,6 +25,7 @@ class Protocol(BaseModel):
     labels: int | None = Field(None, ge=0, description="training images whose label is known; None = all")
     steps: int = Field(200, ge=1, description="optimiser steps")
     batch: int = Field(64, ge=2, description="images a step")
+    balanced: bool = Field(False, description="draw every class equally often, a remedy for rare classes")
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(0.1, gt=0, description="peak of the one-cycle schedule")
     momentum: float = Field(0.9, ge=0, lt=1)

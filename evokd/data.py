@@ -76,7 +76,9 @@ class Data:
             raise EvokdError("protocol.rare_images", "at least 1", str(count))
         labels = self.train.labels
         dropped = [np.flatnonzero(labels == label)[count:] for label in classes]
-        return replace(self, train=self.train.take(np.setdiff1d(np.arange(len(labels)), np.concatenate([[], *dropped]).astype(int))))
+        return replace(
+            self, train=self.train.take(np.setdiff1d(np.arange(len(labels)), np.concatenate([[], *dropped]).astype(int)))
+        )
 
     def with_labels(self, count: int | None) -> Data:
         """Labels on only `count` training images, equally many of each class; the others become −1.

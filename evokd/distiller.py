@@ -177,7 +177,7 @@ class _Session:
         files += [write_report(self.folder, self.problem, self.search, rows, chosen[0], seconds), self.folder / "front.csv"]
         self.journal.write("end", best=chosen[0].text)
         self.mirror.finish(rows, [*files, self.journal.path])
-        self.terminal.closing(self.search, chosen[0], rows, self.folder, self.config)
+        self.terminal.closing(self.search, chosen[0], rows, self.folder, self.mirror.command)
         return Result(chosen[0].text, front, self.folder, rows)
 
     def opening(self) -> dict[str, Entry]:

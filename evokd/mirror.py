@@ -33,6 +33,16 @@ class Mirror:
             files = [folder / "config.toml", folder / "space.toml", folder / "environment.txt"]
             self.tracker.start(folder.name, self.params(), self.tags(), files)
 
+    @property
+    def command(self) -> str:
+        """How to look at it: a command, or the server's address."""
+        if self.tracker is None:
+            return ""
+        out = Path(self.config.out)
+        if self.tracker.uri == tracking_uri(None, out) and self.tracker.uri.startswith("sqlite"):
+            return "evokd ui" + ("" if self.config.out == "runs" else f" --out {self.config.out}")
+        return f"mlflow ui --backend-store-uri {self.tracker.uri}" if self.tracker.uri.startswith("sqlite") else self.tracker.uri
+
     def params(self) -> dict:
         protocol = {f"protocol.{k}": v for k, v in self.config.protocol.model_dump().items()}
         return self.config.model_dump(exclude={"protocol"}) | protocol | self.problem.card

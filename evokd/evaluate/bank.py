@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from evokd.config import Protocol
 from evokd.data import Data
 from evokd.errors import EvokdError
+from evokd.losses.program import module_name
 from evokd.losses.taps import Taps
 from evokd.models.tapping import Tapped, TapPlan
 from evokd.models.teachers import Teacher
@@ -29,6 +30,7 @@ from evokd.streams import derive
 
 VERSION = 1
 CHUNK = 250
+READY_BYTES = 128 * 2**20  # up to this size all augmented views are kept ready
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Bank:
         views: (V,N,3), see `models.views`.
         taps: position → (V,N,…) float32, the teacher's on the training views; empty when the teacher runs live.
         logits: split → (N,K), the teacher's on the plain images of validation and test.
-        card: classes, mean, std, shift and key.
+        card: classes, mean, std, shift, positions, whether the teacher runs live.
+        ready: (V,N,C,H,W) float32, all views applied and normalised, where that is small; None otherwise.
     """
 
     images: dict[str, Tensor]
@@ -50,18 +53,20 @@ class Bank:
     taps: dict[str, Tensor]
     logits: dict[str, Tensor]
     card: dict
+    ready: Tensor | None = None
 
     def batch(self, index: Tensor, view: Tensor) -> Tensor:
         """(B,C,H,W) normalised training images in the given views."""
-        shift = self.card["shift"]
-        return self.normalised(augmented(self.images["train"][index], self.views[view, index], shift))
+        if self.ready is not None:
+            return self.ready[view, index]
+        return self.normalised(augmented(self.images["train"][index], self.views[view, index], self.card["shift"]))
 
     def normalised(self, images: Tensor) -> Tensor:
         return normalised(images, self.card["mean"], self.card["std"])
 
-    def teacher_taps(self, index: Tensor, view: Tensor) -> Taps:
-        """The recorded taps of a batch."""
-        return assemble({position: bank[view, index] for position, bank in self.taps.items()})
+    def teacher_taps(self, index: Tensor, view: Tensor, positions: Iterable[str] | None = None) -> Taps:
+        """The recorded taps of a batch, at some positions or at all."""
+        return assemble({p: self.taps[p][view, index] for p in (self.taps if positions is None else positions)})
 
 
 def assemble(taps: dict[str, Tensor]) -> Taps:
@@ -134,7 +139,9 @@ def _record(part, tapped, data, teacher, views, shift, positions, cap_gib, progr
     shapes = {p: (len(views), len(images), *example.at(p).shape[1:]) for p in positions}
     if sum(4 * int(np.prod(shape)) for shape in shapes.values()) > cap_gib * 2**30:
         return False
-    files = {p: np.lib.format.open_memmap(part / f"taps_{_file(p)}.npy", "w+", np.float32, shape) for p, shape in shapes.items()}
+    files = {
+        p: np.lib.format.open_memmap(part / f"taps_{module_name(p)}.npy", "w+", np.float32, shape) for p, shape in shapes.items()
+    }
     for v in range(len(views)):
         for at in range(0, len(images), CHUNK):
             batch = augmented(images[at : at + CHUNK], views[v, at : at + CHUNK], shift)
@@ -164,18 +171,22 @@ def open_bank(folder: Path, device: str = "cpu", check: bool = False) -> Bank:
         ) from None
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     splits = ("train", "validation", "test")
-    return Bank(
+    bank = Bank(
         {s: tensors[f"{s}_images"] for s in splits},
         {s: tensors[f"{s}_labels"] for s in splits},
         tensors["views"],
-        {p: tensors[f"taps_{_file(p)}"] for p in card["positions"] if f"taps_{_file(p)}" in tensors},
+        {p: tensors[f"taps_{module_name(p)}"] for p in card["positions"] if f"taps_{module_name(p)}" in tensors},
         {s: tensors[f"{s}_logits"] for s in splits[1:]},
         card,
     )
+    return replace(bank, ready=_ready(bank))
 
 
-def _file(position: str) -> str:
-    return position.replace("[-", "_").replace("]", "")
+def _ready(bank: Bank) -> Tensor | None:
+    images, views = bank.images["train"], bank.views
+    if 4 * images.numel() * len(views) > READY_BYTES:
+        return None
+    return torch.stack([bank.normalised(augmented(images, view, bank.card["shift"])) for view in views])
 
 
 def _digest(folder: Path) -> str:

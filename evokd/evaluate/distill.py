@@ -137,6 +137,7 @@ class Distiller:
         optimiser, schedule = self.optimiser(network, loss)
         noise = torch.Generator(self.device).manual_seed(derive(seed, "noise", job.key))
         weights = [w for group in optimiser.param_groups for w in group["params"]]
+        needs = {"logits", *loss.needs} if loss is not None else ()
         network.train()
         for step, (index, view) in enumerate(self.batches(seed)):
             images, labels = self.bank.batch(index, view), self.bank.labels["train"][index]
@@ -145,7 +146,7 @@ class Distiller:
             soft = taps.logits.new_zeros(())
             if loss is not None:
                 with torch.no_grad():
-                    shown = live(images) if live else self.bank.teacher_taps(index, view)
+                    shown = live(images) if live else self.bank.teacher_taps(index, view, needs)
                 soft = loss(taps, shown, labels, step / p.steps, noise, index)
             optimiser.zero_grad(set_to_none=True)
             (gamma * hard + soft).backward()
@@ -171,12 +172,16 @@ class Distiller:
         return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, p.lr, total_steps=p.steps, cycle_momentum=False)
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(indices, views) of every step: epochs without replacement, from the evaluation seed alone."""
+        """(indices, views) of every step, from the evaluation seed alone: epochs without replacement, or classes equally often."""
         draw = np.random.Generator(np.random.PCG64(derive(seed, "batches")))
-        count, p = len(self.bank.labels["train"]), self.protocol
-        size = min(p.batch, count)
-        epochs = -(-p.steps * size // count)
-        order = np.concatenate([draw.permutation(count) for _ in range(epochs)])[: p.steps * size]
+        labels, p = self.bank.labels["train"].cpu().numpy(), self.protocol
+        size = min(p.batch, len(labels))
+        if p.balanced:
+            share = 1 / np.bincount(labels + 1)[labels + 1]  # hidden labels (-1) are one class of their own
+            order = draw.choice(len(labels), p.steps * size, p=share / share.sum())
+        else:
+            epochs = -(-p.steps * size // len(labels))
+            order = np.concatenate([draw.permutation(len(labels)) for _ in range(epochs)])[: p.steps * size]
         views = draw.integers(0, len(self.bank.views), p.steps * size)
         for at in range(0, p.steps * size, size):
             yield tuple(torch.from_numpy(a[at : at + size]).to(self.device) for a in (order, views))

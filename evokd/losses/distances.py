@@ -11,6 +11,7 @@ target is the teacher, and it is averaged over space instead of growing with it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from evokd.losses.transforms import COLUMNS, MAPS, RELATION, ROWS, STACK
@@ -60,15 +61,13 @@ def hard(s: Tensor, t: Tensor) -> Tensor:
 
 
 def cosine(s: Tensor, t: Tensor) -> Tensor:
-    """1 − ⟨s,t⟩ / (‖s‖‖t‖ + 1e-8) over axis 1, mean over what follows."""
-    similarity = (s * t).sum(1) / (s.square().sum(1).add(1e-12).sqrt() * t.square().sum(1).add(1e-12).sqrt() + 1e-8)
-    return (1 - similarity).reshape(s.shape[0], -1).mean(1)
+    """1 − ⟨s,t⟩ / (‖s‖‖t‖) over axis 1, norms at least 1e-4, mean over what follows."""
+    return (1 - F.cosine_similarity(s, t, 1, 1e-4)).reshape(s.shape[0], -1).mean(1)
 
 
 def pearson(s: Tensor, t: Tensor) -> Tensor:
     """1 − Pearson correlation along axis 1 (DIST, NeurIPS 2022, eq. 6), mean over what follows."""
-    s, t = s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True)
-    similarity = (s * t).sum(1) / (s.square().sum(1).add(1e-12).sqrt() * t.square().sum(1).add(1e-12).sqrt() + 1e-8)
+    similarity = F.cosine_similarity(s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True), 1, 1e-4)
     return (1 - similarity).reshape(s.shape[0], -1).mean(1)
 
 
@@ -132,9 +131,9 @@ def _hard(b, s, t):
 
 def _similarity(b, s, t, i):
     def norm(a):
-        return b.sp.sqrt(b.sum_axes(a, i, (1,), lambda y: y**2) + b.number(1e-12))
+        return b.sp.Max(b.sp.sqrt(b.sum_axes(a, i, (1,), lambda y: y**2)), b.number(1e-4))
 
-    return 1 - b.sum_axes2(s, t, i, (1,), lambda x, y: x * y) / (norm(s) * norm(t) + b.number(1e-8))
+    return 1 - b.sum_axes2(s, t, i, (1,), lambda x, y: x * y) / (norm(s) * norm(t))
 
 
 def _pearson(b, s, t):

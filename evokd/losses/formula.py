@@ -19,7 +19,7 @@ from evokd.errors import EvokdError
 from evokd.genome.grammar import Node
 from evokd.losses.distances import DISTANCES
 from evokd.losses.language import Call, Term, to_terms, write_loss
-from evokd.losses.program import _position, _shape
+from evokd.losses.program import position_of, shape_of
 from evokd.losses.taps import Taps
 from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES
@@ -275,12 +275,12 @@ class _Writer:
         """True unless the pair's taps differ in shape and the chain makes them equal by itself."""
         if self.pair is None:
             return True
-        s, t = (taps.at(_position(value)) for taps in self.pair)
+        s, t = (taps.at(position_of(value)) for taps in self.pair)
         if s.shape == t.shape:
             return True
-        if _shape(value, s) == _shape(value, t):
+        if shape_of(value, s) == shape_of(value, t):
             return False
-        self.connected.append(_position(value))
+        self.connected.append(position_of(value))
         return True
 
     def value(self, call: Call, side: str, aligned: bool) -> Array:

@@ -31,17 +31,17 @@ class Connector(nn.Module):
     def __init__(self, position: str, student: torch.Size, teacher: torch.Size, seed: int) -> None:
         super().__init__()
         self.size = tuple(teacher[2:])
-        shape = (teacher[1], student[1], *[1] * (len(teacher) - 2))
         draw = torch.Generator().manual_seed(derive(seed, "connector", position, tuple(student[1:]), tuple(teacher[1:])))
         bound = 1 / math.sqrt(student[1])
-        self.weight = nn.Parameter((torch.rand(shape, generator=draw) * 2 - 1) * bound)
+        self.weight = nn.Parameter((torch.rand(teacher[1], student[1], generator=draw) * 2 - 1) * bound)
 
     def forward(self, f: Tensor) -> Tensor:
         if f.dim() == 2:
             return F.linear(f, self.weight)
         if tuple(f.shape[2:]) != self.size:
             f = self.resize(f)
-        return F.conv2d(f, self.weight)
+        # a 1×1 convolution; as a matrix product it is a third faster than conv2d on small maps
+        return F.linear(f.flatten(2).transpose(1, 2), self.weight).transpose(1, 2).unflatten(2, self.size)
 
     def resize(self, f: Tensor) -> Tensor:
         """Average pooling to a smaller size, bilinear interpolation to a larger one."""
@@ -93,15 +93,19 @@ class DistillLoss(nn.Module):
 
     def _compile(self, term: Term, student: Taps, teacher: Taps, seed: int) -> Finish:
         value = term.distance.args[0]
-        position = _position(value)
+        position = position_of(value)
         s, t = student.at(position), teacher.at(position)
-        connect = _shape(value, s) != _shape(value, t)
-        if connect and _module_name(position) not in self.connectors and s.shape[1:] != t.shape[1:]:
+        connect = shape_of(value, s) != shape_of(value, t)
+        if connect and module_name(position) not in self.connectors and s.shape[1:] != t.shape[1:]:
             if position == "logits":
                 raise EvokdError("loss", f"student and teacher of equally many classes ({t.shape[1]})", str(s.shape[1]))
-            self.connectors[_module_name(position)] = Connector(position, s.shape, t.shape, seed)
+            self.connectors[module_name(position)] = Connector(position, s.shape, t.shape, seed)
         mode = MODES[term.mode].fn if term.mode != "no" else None
         return Finish(term.weight, mode, DISTANCES[term.distance.name].fn, term.distance.params, self._slot(value, connect))
+
+    def connects(self, term: int) -> bool:
+        """Whether a term reads the student's tap behind a connector."""
+        return self._slots.get((self.terms[term].distance.args[0], True)) == self._finishes[term].source
 
     def _slot(self, call: Call, connect: bool) -> int:
         """The slot that holds a value, adding the steps that make it."""
@@ -110,7 +114,7 @@ class DistillLoss(nn.Module):
                 source = self._slot(call.args[0], connect)
                 self._steps.append(Step(TRANSFORMS[call.name].fn, call.params, source, len(self._slots)))
             else:
-                self._leaves.append((call.name, _module_name(call.name) if connect else "", len(self._slots)))
+                self._leaves.append((call.name, module_name(call.name) if connect else "", len(self._slots)))
             self._slots[call, connect] = len(self._slots)
         return self._slots[call, connect]
 
@@ -170,19 +174,20 @@ def compile_loss(tree: Sequence[Node], student: Taps, teacher: Taps, seed: int =
     return DistillLoss(to_terms(tree), student, teacher, seed)
 
 
-def _position(call: Call) -> str:
-    return call.name if not call.args else _position(call.args[0])
+def position_of(call: Call) -> str:
+    """The position at which a chain starts."""
+    return call.name if not call.args else position_of(call.args[0])
 
 
-def _module_name(position: str) -> str:
+def module_name(position: str) -> str:
     """`features[-1]` → `features_1`, a name that a module may have."""
     return position.replace("[-", "_").replace("]", "")
 
 
-def _shape(call: Call, tap: Tensor) -> torch.Size:
+def shape_of(call: Call, tap: Tensor) -> torch.Size:
     """Shape of a value, found by running the chain on an empty tensor."""
-    return _run(call, tap.new_empty(tap.shape, device="meta")).shape
+    return run_chain(call, tap.new_empty(tap.shape, device="meta")).shape
 
 
-def _run(call: Call, tap: Tensor) -> Tensor:
-    return TRANSFORMS[call.name].fn(_run(call.args[0], tap), *call.params) if call.args else tap
+def run_chain(call: Call, tap: Tensor) -> Tensor:
+    return TRANSFORMS[call.name].fn(run_chain(call.args[0], tap), *call.params) if call.args else tap

@@ -10,7 +10,7 @@ from evokd.genome.codec import write_number
 from evokd.genome.grammar import Node
 from evokd.losses.distances import DISTANCES
 from evokd.losses.language import Call, Term, to_terms, write_loss
-from evokd.losses.program import DistillLoss
+from evokd.losses.program import DistillLoss, module_name
 from evokd.losses.taps import Taps
 from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES
@@ -40,7 +40,7 @@ _CONNECTOR = '''class Connector(nn.Module):
     def __init__(self, inputs: int, outputs: int, *size: int) -> None:
         super().__init__()
         self.size = size
-        self.weight = nn.Parameter((torch.rand(outputs, inputs, *[1] * len(size)) * 2 - 1) / inputs**0.5)
+        self.weight = nn.Parameter((torch.rand(outputs, inputs) * 2 - 1) / inputs**0.5)
 
     def forward(self, f: Tensor) -> Tensor:
         if not self.size:
@@ -48,7 +48,7 @@ _CONNECTOR = '''class Connector(nn.Module):
         if tuple(f.shape[2:]) != self.size:
             smaller = f.shape[2] >= self.size[0] and f.shape[3] >= self.size[1]
             f = F.adaptive_avg_pool2d(f, self.size) if smaller else F.interpolate(f, self.size, mode="bilinear")
-        return F.conv2d(f, self.weight)
+        return F.linear(f.flatten(2).transpose(1, 2), self.weight).transpose(1, 2).unflatten(2, self.size)
 
 
 '''
@@ -70,18 +70,11 @@ def to_torch_source(
     terms = to_terms(tree)
     compiled = DistillLoss(terms, student, teacher, seed=0) if student and teacher else None
     sizes = {name: (c.weight.shape[1], c.weight.shape[0], *c.size) for name, c in compiled.connectors.items()} if compiled else {}
-    connected = [_connects(compiled, i) for i in range(len(terms))]
+    connected = [compiled is not None and compiled.connects(i) for i in range(len(terms))]
     parts = [_header(tree, terms, gamma), _operators(terms)]
     if sizes:
         parts.append(_CONNECTOR)
     return "".join([*parts, _class(terms, sizes, connected)])
-
-
-def _connects(compiled: DistillLoss | None, term: int) -> bool:
-    if compiled is None:
-        return False
-    value = compiled.terms[term].distance.args[0]
-    return (value, True) in compiled._slots and compiled._slots[value, True] == compiled._finishes[term].source
 
 
 def _header(tree: Sequence[Node], terms: Sequence[Term], gamma: float | None) -> str:
@@ -127,20 +120,17 @@ def _class(terms: Sequence[Term], sizes: dict[str, tuple], connected: Sequence[b
 
 def _term(number: int, term: Term, connect: bool) -> list[str]:
     value = term.distance.args[0]
-    arguments = [
-        _expression(value, "student", connect),
-        _expression(value, "teacher", False),
-        *map(repr, term.distance.params),
-    ]
-    mode = f"{term.mode}(z_s, z_t, labels) * " if term.mode != "no" else ""
+    sides = _expression(value, "student", connect), _expression(value, "teacher", False)
+    distance = f"{term.distance.name}({', '.join(['s', 't', *map(repr, term.distance.params)])})"
+    weighted = f"({term.mode}(z_s, z_t, labels) * {distance})" if term.mode != "no" else distance
     return [
-        f"        s, t = {arguments[0]}, {arguments[1]}",
-        f"        term{number} = {write_number(term.weight)} * ({mode}{term.distance.name}({', '.join(['s', 't', *arguments[2:]])})).mean()",
+        f"        s, t = {sides[0]}, {sides[1]}",
+        f"        term{number} = {write_number(term.weight)} * {weighted}.mean()",
     ]
 
 
 def _expression(call: Call, side: str, connect: bool) -> str:
     if not call.args:
         tap = f'{side}["{call.name}"]'
-        return f'self.connectors["{call.name.replace("[-", "_").replace("]", "")}"]({tap})' if connect else tap
+        return f'self.connectors["{module_name(call.name)}"]({tap})' if connect else tap
     return f"{call.name}({', '.join([_expression(call.args[0], side, connect), *map(repr, call.params)])})"

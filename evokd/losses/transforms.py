@@ -12,6 +12,7 @@ against it. Where the released code of KD-Zero's relatives is wrong or undefined
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -104,17 +105,18 @@ def sqrt(f: Tensor) -> Tensor:
 
 def norm_C(f: Tensor) -> Tensor:
     """F / max(‖f‖₂ over axis 1, 1e-4): the floor bounds the gradient of a dead row."""
-    return f / f.square().sum(1, keepdim=True).clamp_min(1e-8).sqrt()
+    return f / torch.linalg.vector_norm(f, dim=1, keepdim=True).clamp_min(1e-4)
 
 
 def norm_N(f: Tensor) -> Tensor:
     """F / max(‖f‖₂ over axis 0, 1e-4)."""
-    return f / f.square().sum(0, keepdim=True).clamp_min(1e-8).sqrt()
+    return f / torch.linalg.vector_norm(f, dim=0, keepdim=True).clamp_min(1e-4)
 
 
 def norm_HW(f: Tensor) -> Tensor:
     """F / max(‖f‖₂ over space, 1e-4)."""
-    return f / f.square().flatten(2).sum(2).clamp_min(1e-8).sqrt().view(*f.shape[:2], *[1] * (f.dim() - 2))
+    axes = list(range(2, f.dim()))
+    return f / torch.linalg.vector_norm(f, dim=axes, keepdim=True).clamp_min(1e-4)
 
 
 def softmax_C(f: Tensor) -> Tensor:
@@ -261,7 +263,7 @@ def _others(a):
 
 
 def _norm(b, x, total, n):
-    return x / b.sp.sqrt(b.sp.Max(total(lambda y: y**2), b.number(1e-8)))
+    return x / b.sp.Max(b.sp.sqrt(total(lambda y: y**2)), b.number(1e-4))
 
 
 def _softmax(b, x, total, n):

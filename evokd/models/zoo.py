@@ -13,7 +13,7 @@ from evokd.errors import EvokdError
 from evokd.models.convnet import ConvNet
 from evokd.models.resnet import ResNet
 
-EXAMPLES = "conv3w8, resnet8w4, resnet20, resnet56, resnet14w32, torchvision:resnet18, or path/to/file.py:callable"
+EXAMPLES = "conv3w8, resnet8w4, resnet56, torchvision:resnet18, or path/to/file.py:callable"
 _CONV = re.compile(r"conv3w(\d+)")
 _RESNET = re.compile(r"resnet(\d+)(?:w(\d+))?")
 
@@ -22,7 +22,8 @@ def build(spec: str, classes: int, channels: int, seed: int, where: str = "--stu
     """A freshly initialised network.
 
     Args:
-        spec: `conv3wW` (three plain convolutions), `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, `torchvision:NAME`,
+        spec: `conv3wW` (three plain convolutions),
+            `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, `torchvision:NAME`,
             or `file.py:callable`, which is called with the number of classes.
         classes: K.
         channels: C of the images.

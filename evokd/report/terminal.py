@@ -75,9 +75,9 @@ class Terminal:
         total, done = search.budget.total, search.trained
         values = [i.outcome.fitness for i in search.individuals if i.ok]
         elapsed = time.perf_counter() - self._arm_start(search)
-        left = elapsed / max(done, 1) * (total - done)
-        best = f"best {max(values):.2f}, " if values else ""
-        self.status(f"{search.name}: {done}/{total} trained, {best}{left:.0f} s to go")
+        best = f", best {max(values):.2f}" if values else ""
+        left = f", {elapsed / done * (total - done):.0f} s to go" if elapsed > 1 and done else ""
+        self.status(f"{search.name}: {done}/{total} trained{best}{left}")
 
     def _arm_start(self, search: Search) -> float:
         if getattr(self, "_arm", None) is not search:
@@ -90,19 +90,18 @@ class Terminal:
         median = f"{row['median']:8.2f}" if row["median"] is not None else "       –"
         funnel = " → ".join(str(row[k]) for k in ("proposed", "new", "sound", "trained"))
         failed = f"  ({row['failed']} failed)" if row["failed"] else ""
-        self.say(
-            f" {row['generation']:>3} {row['evaluations']:>6} {best} {median}   {funnel:<40} {row['seconds']:>7.1f}  {row['best_text']}{failed}"
-        )
+        head = f" {row['generation']:>3} {row['evaluations']:>6} {best} {median}   {funnel:<40} {row['seconds']:>7.1f}"
+        self.say(f"{head}  {row['best_text']}{failed}")
 
-    def closing(self, search: Search, best: Entry, rows: Sequence[Row], folder: Path, config) -> None:
+    def closing(self, search: Search, best: Entry, rows: Sequence[Row], folder: Path, ui: str) -> None:
         self.done()
         self.say(f"\n best  {best.text}\n       {origin(search, int(best.name))}\n")
         if rows:
             self.say(final_table(rows))
-        self.say(f"\n {folder / 'best'}: loss.py loss.tex loss.sympy.txt loss.json · {folder / 'report.html'}")
-        if config.tracking_uri != "none":
-            self.say(f" MLflow UI:    evokd ui --out {config.out}")
-        self.say(f" formula:      evokd export --loss {folder / 'best' / 'loss.json'} --format latex")
+        self.say(f"\n {folder / 'best'}: loss.py loss.tex loss.sympy.txt loss.json   {folder / 'report.html'}")
+        self.say(f" formula:    evokd export {folder} --format sympy")
+        if ui:
+            self.say(f" MLflow UI:  {ui}")
         self.say(f" took {time.perf_counter() - self._start:.0f} s")
 
 
@@ -110,16 +109,14 @@ def final_table(rows: Sequence[Row]) -> str:
     """The closing table; every figure is a mean over fresh seeds on test."""
     count = len(rows[0].values)
     reference = next(r.entry.name for r in rows if r.difference is None)
-    width = max(len(r.entry.name) for r in rows)
-    lines = [
-        f" finals, {count} fresh seeds, test{'':<{max(width - 26, 1)}}   accuracy %       against {reference} (paired, 95 %)"
-    ]
+    width = max(len(r.entry.name) for r in rows) + 3
+    title = f" finals, {count} fresh seeds, test"
+    lines = [f"{title:<{width}}   accuracy %      against {reference} (paired, 95 %)"]
     for row in rows:
         gap = "" if row.difference is None else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row.difference)
         gamma = f"   γ={row.entry.gamma:g}" if row.entry.gamma is not None else ""
-        lines.append(
-            f"   {row.entry.name:<{width}}   {row.mean:5.1f} ± {row.half:<4.1f}    {gap:<20}  {row.entry.text or 'cross-entropy alone'}{gamma}"
-        )
+        figures = f"{row.mean:5.1f} ± {row.half:<4.1f}    {gap:<22}"
+        lines.append(f"{'   ' + row.entry.name:<{width}}   {figures}{row.entry.text or 'cross-entropy alone'}{gamma}")
     return "\n".join(lines)
 
 
