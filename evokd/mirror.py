@@ -101,7 +101,8 @@ class Mirror:
             if row.difference:
                 figures |= dict(zip(("against_kd", "against_kd_low", "against_kd_high"), row.difference, strict=True))
             self.tracker.child(f"final: {row.entry.name}", {}, tags, figures, [])
-        self.tracker.files(files)
+        for path in files:
+            self.tracker.files([path], "best" if path.parent.name == "best" else None)
         figures = {"test_accuracy": rows[0].mean} if rows else {}
         self.tracker.finish("FINISHED", figures, {"evokd.state": "finished"})
 

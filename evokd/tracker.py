@@ -70,9 +70,20 @@ class Tracker:
         found = self._client.get_experiment_by_name(self.experiment)
         location = self.artifacts.resolve().as_uri() if self.artifacts else None
         self._experiment_id = found.experiment_id if found else self._client.create_experiment(self.experiment, location)
+        if self._reopened(name):
+            return
         self.run_id = self._client.create_run(self._experiment_id, run_name=name, tags=_cut(tags, TAG_LIMIT)).info.run_id
         self._log(self.run_id, params={k: str(v) for k, v in params.items()})
         self._files(files, None)
+
+    def _reopened(self, name: str) -> bool:
+        """A resumed run goes on in the run that mirrors its folder."""
+        wanted = f"tags.`evokd.kind` = 'search' and tags.`evokd.folder` = '{name}'"
+        for run in self._client.search_runs([self._experiment_id], wanted, max_results=1):
+            self.run_id = run.info.run_id
+            self._client.update_run(self.run_id, status="RUNNING")
+            self._client.set_tag(self.run_id, "evokd.state", "going")
+        return bool(self.run_id)
 
     def _generation(self, summary: dict) -> None:
         text = summary.pop("best_text", "")

@@ -18,12 +18,17 @@ def measure(student: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, float
     """
     s, t = student.float(), teacher.float()
     return {
-        "accuracy": 100 * (s.argmax(1) == labels).float().mean().item(),
+        "accuracy": _share(s.argmax(1) == labels),
         "ce": F.cross_entropy(s, labels).item(),
-        "agreement": 100 * (s.argmax(1) == t.argmax(1)).float().mean().item(),
+        "agreement": _share(s.argmax(1) == t.argmax(1)),
         "sharpness_gap": (sharpness(s) - sharpness(t)).item(),
         "cka": cka(s, t).item(),
     }
+
+
+def _share(hits: Tensor) -> float:
+    """Per cent of true entries."""
+    return 100 * int(hits.sum()) / len(hits)
 
 
 def sharpness(logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from functools import reduce
 import numpy as np
 import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
+from sympy.printing.mathml import mathml
 
 from evokd.errors import EvokdError
 from evokd.genome.grammar import Node
@@ -69,10 +70,6 @@ class Let:
     array: Array
     indices: tuple
     body: sp.Expr
-
-    @property
-    def equation(self) -> sp.Eq:
-        return sp.Eq(self.array[self.indices], self.body, evaluate=False)
 
 
 class Builder:
@@ -205,22 +202,29 @@ class Formula:
             arrays[let.array.name] = _tabulate(let, sizes, arrays)
         return float(_value(self.loss, dict(sizes), arrays, 0))
 
+    @property
+    def equations(self) -> list[tuple[sp.Expr, sp.Expr]]:
+        """(left, right) of every definition, and of L."""
+        return [(let.array[let.indices], let.body) for let in self.lets] + [(sp.Symbol("L"), self.loss)]
+
     def pretty(self) -> str:
         """Readable text: one definition a line."""
         lines = [f"# {self.text}"] + [f"# {line}" for line in self.legend()]
-        lines += [f"{sp.sstr(let.array[let.indices])} = {sp.sstr(let.body)}" for let in self.lets]
-        return "\n".join([*lines, f"L = {sp.sstr(self.loss)}"]) + "\n"
+        lines += [f"{sp.sstr(left)} = {sp.sstr(right)}" for left, right in self.equations]
+        return "\n".join(lines) + "\n"
 
     def srepr(self) -> str:
         """The same as SymPy constructors, one definition a line, for programs."""
-        pairs = [(let.array[let.indices], let.body) for let in self.lets] + [(sp.Symbol("L"), self.loss)]
-        return "\n".join(f"{sp.srepr(left)} = {sp.srepr(right)}" for left, right in pairs) + "\n"
+        return "\n".join(f"{sp.srepr(left)} = {sp.srepr(right)}" for left, right in self.equations) + "\n"
 
     def latex(self) -> str:
         """An `aligned` block."""
-        rows = [rf"{sp.latex(let.array[let.indices])} &= {sp.latex(let.body)}" for let in self.lets]
-        rows.append(rf"\mathcal{{L}} &= {sp.latex(self.loss)}")
+        rows = [rf"{sp.latex(left)} &= {sp.latex(right)}" for left, right in self.equations]
         return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}\n"
+
+    def mathml(self) -> list[str]:
+        """One `<math>` element a definition, which browsers set by themselves."""
+        return [f"<math>{mathml(a, 'presentation')}<mo>=</mo>{mathml(b, 'presentation')}</math>" for a, b in self.equations]
 
     def legend(self) -> list[str]:
         """What the letters stand for."""

@@ -34,7 +34,7 @@ def write_report(folder: Path, problem: Problem, search: Search, rows: Sequence[
             space=problem.space.space.name,
             seconds=round(seconds),
             best=best,
-            formula=_mathml(best.text, problem),
+            formula=to_sympy(parse_loss(best.text), *problem.examples[:2]).mathml(),
             rows=rows,
             reference=next((r.entry.name for r in rows if r.difference is None), ""),
             curve=_curve(search),
@@ -46,16 +46,6 @@ def write_report(folder: Path, problem: Problem, search: Search, rows: Sequence[
     )
     write_whole(folder / "report.html", text)
     return folder / "report.html"
-
-
-def _mathml(text: str, problem: Problem) -> list[str]:
-    """The formula line by line as presentation MathML, which browsers set by themselves."""
-    from sympy import Symbol
-    from sympy.printing.mathml import mathml
-
-    told = to_sympy(parse_loss(text), *problem.examples[:2])
-    pairs = [(let.array[let.indices], let.body) for let in told.lets] + [(Symbol("L"), told.loss)]
-    return [f"<math>{mathml(a, 'presentation')}<mo>=</mo>{mathml(b, 'presentation')}</math>" for a, b in pairs]
 
 
 def _curve(search: Search) -> str:
@@ -73,7 +63,7 @@ def _curve(search: Search) -> str:
     axes.step(range(1, len(best) + 1), best, where="post", color="#d1495b", label="best so far")
     low = sorted(values)[len(values) // 5] if values else 0
     axes.set(xlabel="trainings", ylabel="validation fitness", ylim=(low - 1, max(values, default=1) + 1))
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
