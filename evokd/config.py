@@ -17,7 +17,7 @@ from evokd.errors import EvokdError, closest
 class Protocol(BaseModel):
     """One short distillation: the same for every candidate and every baseline. What a result depends on besides the loss."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     transfer: int = Field(0, ge=0, description="training images used, stratified; 0 = all")
     rare_classes: tuple[int, ...] = Field((), description="classes that are rare in the transfer set; elsewhere all stay equal")
@@ -40,7 +40,7 @@ class Protocol(BaseModel):
 class Config(BaseModel):
     """A search from end to end."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: Literal["distiller"] = "distiller"
     space: str = "compact"
@@ -97,15 +97,24 @@ def make_config(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Con
     """
     preset = PRESETS.get(str(values.get("data", "digits")), {})
     merged: dict[str, Any] = {**preset, "protocol": dict(preset.get("protocol", {}))}
+    return _merged(merged, values, overrides)
+
+
+def change_config(config: Config, values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """A configuration with some fields changed, validated like a new one."""
+    return _merged(config.model_dump(), values, overrides)
+
+
+def _merged(base: dict[str, Any], values: Mapping[str, Any], overrides: Iterable[str]) -> Config:
     for key, value in values.items():
         if key == "protocol":
-            merged["protocol"].update(value)
+            base["protocol"].update(value)
         else:
-            merged[key] = value
+            base[key] = value
     for text in overrides:
-        _override(merged, text)
+        _override(base, text)
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate(base)
     except ValidationError as error:
         raise _explained(error) from None
 
@@ -114,7 +123,7 @@ def read_config(path: Path) -> Config:
     """The configuration of a run folder."""
     try:
         return Config.model_validate(tomllib.loads(path.read_text()))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EvokdError(str(path), "a readable configuration", str(error)[:80]) from None
     except ValidationError as error:
         raise _explained(error, str(path)) from None

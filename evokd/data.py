@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -117,25 +118,29 @@ def read_data(spec: str, download: bool = False, root: str = "data") -> Data:
         EvokdError: unknown name, unreadable file, no images, or one class only.
     """
     if spec in NAMES:
-        data = NAMES[spec](download, root)
-    elif Path(spec).exists():
-        data = _from_path(Path(spec))
-    else:
-        raise EvokdError("--data", "a data set's name or an existing path", repr(spec), closest(spec, NAMES))
-    return _checked(data)
+        return NAMES[spec](download, root)
+    if Path(spec).exists():
+        return _from_path(Path(spec))
+    raise EvokdError("--data", "a data set's name or an existing path", repr(spec), closest(spec, NAMES))
 
 
-def _checked(data: Data) -> Data:
-    for name in ("train", "validation", "test"):
-        if not len(getattr(data, name)):
-            raise EvokdError(f"data {data.name}", f"images in the {name} split", "none")
-    if data.classes < 2:
-        raise EvokdError(f"data {data.name}", "at least two classes", str(data.classes))
-    return data
+def _check(name: str, train: Split, test: Split) -> None:
+    for side, split in (("train", train), ("test", test)):
+        if len(split) < 2:
+            raise EvokdError(f"data {name}", f"images in the {side} split", str(len(split)))
+        if split.labels.min() < 0:
+            raise EvokdError(f"data {name}", "labels from 0", f"{split.labels.min()} in {side}")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise EvokdError(
+            f"data {name}", f"test images of shape {train.images.shape[1:]}, as in train", str(test.images.shape[1:])
+        )
+    if train.labels.max() < 1:
+        raise EvokdError(f"data {name}", "at least two classes", "one")
 
 
 def _assemble(name: str, train: Split, test: Split, flip: bool, validation: int | None = None) -> Data:
     """Hold a stratified part of train out for the search, a tenth or 500 images; statistics come from what remains."""
+    _check(name, train, test)
     held = _stratified(train.labels, validation or max(len(train) // 10, min(500, len(train) // 2)), "validation")
     rest = np.setdiff1d(np.arange(len(train)), held)
     kept = train.take(rest)
@@ -198,17 +203,19 @@ def _from_path(path: Path) -> Data:
 def _from_npz(path: Path) -> Data:
     """Arrays train_x (N,H,W), (N,H,W,C) or (N,C,H,W), train_y (N,), test_x, test_y."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             parts = {name: arrays[name] for name in ("train_x", "train_y", "test_x", "test_y")}
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, BadZipFile) as error:
         raise EvokdError(str(path), "an npz with train_x, train_y, test_x and test_y", str(error)[:80]) from None
     train, test = (_split(parts[f"{side}_x"], parts[f"{side}_y"], path) for side in ("train", "test"))
     return _assemble(path.stem, train, test, flip=train.images.shape[1] == 3)
 
 
 def _split(images: np.ndarray, labels: np.ndarray, path: Path) -> Split:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels) or labels.ndim != 1:
-        raise EvokdError(str(path), "uint8 images and as many labels", f"{images.dtype} {images.shape} and {labels.shape}")
+    fits = images.dtype == np.uint8 and images.ndim in (3, 4) and labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
+    if not fits:
+        got = f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
+        raise EvokdError(str(path), "uint8 images and as many whole numbers as labels", got)
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
@@ -230,9 +237,9 @@ def _from_atlases(path: Path) -> Data:
             label = int(Path(name).name.split("_")[0])
             images = np.ascontiguousarray(tiles[: entry["n"]].transpose(0, 3, 1, 2))
             parts[name.split("/")[0]].append(Split(images, np.full(entry["n"], label, dtype=np.int64)))
-    except (KeyError, ValueError, OSError) as error:
-        raise EvokdError(str(path), "a folder of class atlases", str(error)[:80]) from None
-    train, test = (_joined(parts[side]) for side in ("train", "test"))
+        train, test = (_joined(parts[side]) for side in ("train", "test"))
+    except (KeyError, ValueError, OSError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise EvokdError(str(path), "a folder of class atlases", f"{type(error).__name__}: {error}"[:80]) from None
     return _assemble(index.get("name", path.name), train, test, flip=True)
 
 
@@ -247,6 +254,11 @@ def _from_folder(path: Path) -> Data:
     held = next((name for name in ("test", "val") if (path / name).is_dir()), None)
     if not (path / "train").is_dir() or held is None:
         raise EvokdError(str(path), "folders train/ and test/ (or val/) with one folder a class", "something else")
+
+    classes = [sorted(p.name for p in (path / name).iterdir() if p.is_dir()) for name in ("train", held)]
+    if classes[0] != classes[1]:
+        odd = sorted(set(classes[0]) ^ set(classes[1]))
+        raise EvokdError(str(path), f"the same classes in train and {held}", f"{', '.join(odd[:3])} in one of them only")
 
     def part(name: str) -> Split:
         try:

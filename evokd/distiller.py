@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from evokd.baselines import baselines
 from evokd.checkpoint import write_state, write_whole
-from evokd.config import Config, make_config, read_config
+from evokd.config import Config, change_config, make_config, read_config
 from evokd.errors import EvokdError, unknown
 from evokd.export import export_loss, read_loss
 from evokd.finals import PUBLISHED, Entry, Row, choose, final_rows
@@ -90,19 +91,26 @@ def evolve_distiller(
     return run(make_config({**values, **config}), Terminal(quiet=quiet), evaluate=evaluate, toolbox=toolbox, **objects)
 
 
-def resume(folder: Path, terminal: Terminal, changes: dict | None = None) -> Result:
+def resume(folder: Path, terminal: Terminal, changes: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Result:
     """Continue a run, or extend a finished one, from its folder.
 
     Raises:
         EvokdError: not a run folder, or `changes` that would alter the search itself.
     """
-    config = read_config(folder / "config.toml")
-    for key, value in (changes or {}).items():
-        if key not in MAY_CHANGE and getattr(config, key, None) != value:
-            kept = f"{key} = {getattr(config, key, None)!r} as in {folder / 'config.toml'}"
-            raise EvokdError("--resume", kept, repr(value), f"only {', '.join(sorted(MAY_CHANGE))} may change")
-    config = config.model_copy(update={k: v for k, v in (changes or {}).items() if k in MAY_CHANGE} | {"out": str(folder.parent)})
-    return run(config, terminal, folder=folder)
+    old = read_config(folder / "config.toml")
+    new = change_config(old, {**(changes or {}), "out": str(folder.parent)}, overrides)
+    for key, was, now in _drift(old, new):
+        hint = f"only {', '.join(sorted(MAY_CHANGE))} may change"
+        raise EvokdError("--resume", f"{key} = {was!r} as in {folder / 'config.toml'}", repr(now), hint)
+    return run(new, terminal, folder=folder)
+
+
+def _drift(old: Config, new: Config) -> Iterator[tuple[str, Any, Any]]:
+    """(key, old, new) of every setting that would make it another search."""
+    for model, other, prefix in ((old, new, ""), (old.protocol, new.protocol, "protocol.")):
+        for key in type(model).model_fields:
+            if key not in MAY_CHANGE | {"protocol"} and getattr(model, key) != getattr(other, key):
+                yield prefix + key, getattr(model, key), getattr(other, key)
 
 
 def run(
@@ -119,7 +127,7 @@ def run(
     if config.controller not in CONTROLLERS:
         raise unknown("--controller", "a controller", config.controller, CONTROLLERS)
     seeds = [read_loss(spec, "--seed-with") for spec in config.seed_with]
-    events = read_events(folder) if folder else []
+    events = read_events(folder) if folder else None
     problem = open_problem(config, terminal.status, download=download, evaluate=evaluate, **objects)
     try:
         folder = folder or new_folder(config, problem.card["data"], problem.space.text)
@@ -137,13 +145,13 @@ class _Session:
     """One run from its first line to its last."""
 
     def __init__(
-        self, problem: Problem, controller: Controller, folder: Path, terminal: Terminal, events: list[dict], own: bool
+        self, problem: Problem, controller: Controller, folder: Path, terminal: Terminal, events: list[dict] | None, own: bool
     ) -> None:
         self.problem, self.config, self.folder, self.terminal, self.own = problem, problem.config, folder, terminal, own
         self.start, config = time.perf_counter(), problem.config
         self.budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds)
         self.search = arm(problem, config.controller, controller, self.budget, config.seed)
-        if events:
+        if events is not None:
             kept = replay(self.search, events, tree_from_names, read_outcome)
             write_whole(folder / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
         self.journal = self.search.journal = Journal(folder)

@@ -88,8 +88,7 @@ def evolve(given: dict) -> int:
         given["seed_with"] = tuple(given["seed_with"])
     protocol = {name: given.pop(name) for name in ("transfer", "labels") if name in given}
     if folder:
-        given.pop("task")
-        resume(Path(folder), terminal, given)
+        resume(Path(folder), terminal, {**given, "protocol": protocol}, overrides)
     else:
         run(make_config({**given, "protocol": protocol}, overrides), terminal, download=download)
     return 0

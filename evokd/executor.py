@@ -38,40 +38,54 @@ class Workers:
 
     def __init__(self, count: int, open_evaluator: Callable[[Any], Callable], recipe: Any) -> None:
         self.count, self.setup = count, (open_evaluator, recipe)
-        self._pool = self._start()
+        self._pool = self._start(count)
+        self._lone: ProcessPoolExecutor | None = None
 
-    def _start(self) -> ProcessPoolExecutor:
+    def _start(self, count: int) -> ProcessPoolExecutor:
         # Threads are limited before a worker imports torch: cores are not oversubscribed and results do not depend on their number.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        return ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), _open, self.setup)
+        return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _open, self.setup)
 
     def map(self, jobs: Iterable[Any]) -> Iterator[Outcome]:
-        pool = self._pool
-        waiting = [(job, pool.submit(_run, job)) for job in jobs]
+        waiting = [(job, self._submit(job)) for job in jobs]
         for job, future in waiting:
-            yield self._collect(job, pool, future)
-
-    def _collect(self, job: Any, pool: ProcessPoolExecutor, future: Future) -> Outcome:
-        """A result, or CRASHED when the job kills its worker twice. A bystander of another's crash is retried alone."""
-        for attempt in range(2):
             try:
-                return future.result()
+                yield future.result()
             except BrokenProcessPool:
-                if pool is self._pool:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    self._pool = self._start()
-                if attempt == 0:
-                    pool = self._pool
-                    future = pool.submit(_run, job)
-        return Outcome(Status.CRASHED, reason="the worker died, also on a second try")
+                yield self._alone(job)
+
+    def _submit(self, job: Any) -> Future:
+        try:
+            return self._pool.submit(_run, job)
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=False)
+            self._pool = self._start(self.count)
+            return self._pool.submit(_run, job)
+
+    def _alone(self, job: Any) -> Outcome:
+        """The second try, in a process of its own: whoever killed the pool cannot meet a bystander again."""
+        self._lone = self._lone or self._start(1)
+        try:
+            return self._lone.submit(_run, job).result()
+        except BrokenProcessPool:
+            self._lone.shutdown(wait=False)
+            self._lone = None
+            return Outcome(Status.CRASHED, reason="the worker died, also on a second try")
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._lone):
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _open(open_evaluator: Callable[[Any], Callable], recipe: Any) -> None:
+    """A worker that cannot start says why in every outcome, instead of dying."""
     global _evaluate
-    _evaluate = open_evaluator(recipe)
+    try:
+        _evaluate = open_evaluator(recipe)
+    except Exception as error:  # whatever it is, the driver should read it
+        reason = f"the worker could not start: {type(error).__name__}: {error}"[:300]
+        _evaluate = lambda job: Outcome(Status.CRASHED, reason=reason)  # noqa: E731
 
 
 def _run(job: Any) -> Outcome:

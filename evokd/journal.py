@@ -71,8 +71,10 @@ def read_events(folder: Path) -> list[dict]:
     events = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn or empty
         try:
-            events.append(json.loads(line))
-        except ValueError:
+            event = json.loads(line)
+            event["event"]
+            events.append(event)
+        except (ValueError, TypeError, KeyError):
             raise EvokdError(f"{path}, line {number}", "a JSON event", repr(line[:40])) from None
     return events
 

@@ -5,6 +5,7 @@ Everything a user can get wrong about a pair is refused here, before a run folde
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from evokd.genome.individual import Individual, content_key
 from evokd.losses.language import loss_grammar
 from evokd.losses.taps import Taps
 from evokd.models.tapping import Tapped, TapPlan, plan_taps, tap_table
-from evokd.models.teachers import Teacher, load_teacher
+from evokd.models.teachers import Teacher, load_teacher, weights_key
 from evokd.models.views import normalised
 from evokd.models.zoo import build, parameters
 from evokd.space import SpaceFile, read_space
@@ -87,7 +88,7 @@ def open_problem(
     _writable(Path(config.out))
     taught = load_teacher(teacher or config.teacher, source, cache, config.teacher_epochs, say, device)
     student = student or config.student
-    network = student(data.classes) if callable(student) else build(student, data.classes, data.shape[0], 0)
+    network = build(student, data.classes, data.shape[0], 0)
     images = normalised(torch.from_numpy(data.train.images[:32]), taught.mean, taught.std)
     plans = _plans(config, network, taught, images)
     taps = [_taps(n, plan, images) for n, plan in zip((network, taught.network), plans, strict=True)]
@@ -100,6 +101,7 @@ def open_problem(
     write_bank(bank, data, taught, plans[1], config.protocol, used, config.cache_gib, say)
     examples = (*(assemble({p: t.at(p) for p in used}) for t in taps), torch.from_numpy(data.train.labels[:32]))
     card = _card(config, source, data, taught, network, student)
+    key = content_key(json.dumps([key, weights_key(network), plans[0].features]))
     problem = Problem(config, space, grammar, Serial(lambda job: None), examples, tap_table(*taps, *plans), card, key)
     problem.executor = _executor(config, bank, plans, student, teacher or taught, device, evaluate, examples)
     return problem
@@ -135,8 +137,8 @@ def _executor(config, bank, plans, student, teacher, device, evaluate, examples)
 
 def _plans(config: Config, network: torch.nn.Module, teacher: Teacher, images: torch.Tensor) -> tuple[TapPlan, TapPlan]:
     return (
-        plan_taps(network, images, config.student_taps, "--student-taps"),
-        plan_taps(teacher.network, images, config.teacher_taps, "--teacher-taps"),
+        plan_taps(network, images, config.student_taps, "--student-taps" if config.student_taps else "--student"),
+        plan_taps(teacher.network, images, config.teacher_taps, "--teacher-taps" if config.teacher_taps else "--teacher"),
     )
 
 
@@ -177,5 +179,6 @@ def _card(config: Config, source: Data, data: Data, teacher: Teacher, network: t
         "validation": len(data.validation), "test": len(data.test),
         "teacher": teacher.name, "teacher_key": teacher.key, "teacher_accuracy": round(teacher.accuracy, 2),
         "teacher_parameters": parameters(teacher.network),
-        "student": getattr(student, "__name__", student), "student_parameters": parameters(network),
+        "student": student if isinstance(student, str) else getattr(student, "__name__", type(student).__name__),
+        "student_parameters": parameters(network),
     }  # fmt: skip

@@ -28,7 +28,7 @@ class Tracker:
         self.uri, self.experiment, self.artifacts, self.warn = uri, experiment, artifacts, warn
         self.run_id = self._experiment_id = ""
         self._client: Any = None
-        self._failed = False
+        self._failed = self._closed = False
         self._thread = ThreadPoolExecutor(1, "mlflow")
 
     def start(self, name: str, params: dict[str, Any], tags: dict[str, str], files: Iterable[Path]) -> None:
@@ -46,9 +46,11 @@ class Tracker:
         self._do(self._files, list(paths), folder)
 
     def finish(self, status: str, metrics: dict[str, float], tags: dict[str, str]) -> None:
-        """Close the parent run and wait for everything to be written."""
-        self._do(self._finish, status, metrics, tags)
-        self._thread.shutdown(wait=True)
+        """Close the parent run and wait for everything to be written; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._do(self._finish, status, metrics, tags)
+            self._thread.shutdown(wait=True)
 
     def _do(self, fn: Callable, *args: Any) -> None:
         self._thread.submit(self._guarded, fn, args)
@@ -60,7 +62,8 @@ class Tracker:
             fn(*args)
         except Exception as error:  # whatever goes wrong in tracking must not end a search
             self._failed = True
-            self.warn(f"tracking stopped, the search goes on: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            self.warn(f"tracking stopped, the search goes on: {reason}")
 
     def _start(self, name: str, params: dict, tags: dict, files: list[Path]) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -106,8 +107,9 @@ def write_bank(
     """Record a bank, whole or not at all; nothing is done if it is there."""
     if (folder / "card.json").exists():
         return
-    part = folder.with_suffix(".part")
+    part = folder.with_suffix(f".{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # without a card it was never whole
     part.mkdir(parents=True)
     for name in ("train", "validation", "test"):
         split = getattr(data, name)
@@ -165,7 +167,7 @@ def open_bank(folder: Path, device: str = "cpu", check: bool = False) -> Bank:
         if check and card["sha256"] != _digest(folder):
             raise ValueError("checksum differs")
         arrays = {path.stem: np.load(path, mmap_mode="c", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvokdError(
             str(folder), "a whole cache entry", str(error)[:80], "delete the folder; it will be made again"
         ) from None

@@ -82,7 +82,7 @@ class Distiller:
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             return Outcome(Status.OUT_OF_MEMORY, reason=str(error)[:200], seconds=time.perf_counter() - start)
-        except (RuntimeError, ValueError, FloatingPointError) as error:
+        except Exception as error:  # a user's student or loss may raise anything; it concerns this candidate alone
             return Outcome(Status.CRASHED, reason=f"{type(error).__name__}: {error}"[:200], seconds=time.perf_counter() - start)
         metrics = mean_of([figures for figures, _ in runs])
         score = FITNESS[self.fitness]
@@ -105,12 +105,8 @@ class Distiller:
         return self.examine(network, job.split), curve
 
     def build(self, seed: int) -> nn.Module:
-        spec, card = self.student, self.bank.card
-        if callable(spec):
-            with torch.random.fork_rng(devices=[]):
-                torch.random.default_generator.manual_seed(derive(seed, "student"))
-                return spec(card["classes"]).to(self.device)
-        return build(spec, card["classes"], card["shape"][0], derive(seed, "student")).to(self.device)
+        card = self.bank.card
+        return build(self.student, card["classes"], card["shape"][0], derive(seed, "student")).to(self.device)
 
     def examples(self, tapped: Tapped, live: Tapped | None, count: int = 2) -> tuple[Taps, Taps]:
         """Student's and teacher's taps of the first images, in eval mode."""
@@ -193,7 +189,10 @@ class Distiller:
         logits = torch.cat([network(self.bank.normalised(chunk)) for chunk in images.split(1000)])
         if not torch.isfinite(logits).all():
             raise DivergedError("the trained student's logits are not finite")
-        return measure(logits, self.bank.logits[split], self.bank.labels[split])
+        figures = measure(logits, self.bank.logits[split], self.bank.labels[split])
+        if not all(np.isfinite(value) for value in figures.values()):
+            raise DivergedError(f"figures of the trained student are not finite: {figures}")
+        return figures
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import torch
 
-from evokd.errors import EvokdError
 from evokd.losses.program import compile_loss
 from evokd.losses.taps import Taps
 
@@ -20,8 +19,8 @@ def probe(tree: list, student: Taps, teacher: Taps, labels: torch.Tensor) -> str
     try:
         loss = compile_loss(tree, student, teacher)
         value = loss(student, teacher, labels, generator=torch.Generator().manual_seed(0))
-    except (EvokdError, RuntimeError, IndexError) as error:
-        return f"probe: {str(error).splitlines()[0][:160]}"
+    except Exception as error:  # a user's operator may raise anything
+        return f"probe: {type(error).__name__}: {error}".splitlines()[0][:160]
     if not torch.isfinite(value):
         return f"probe: value {value.item()}"
     if not value.requires_grad:

@@ -10,7 +10,7 @@ from evokd.errors import EvokdError
 from evokd.genome.grammar import Node
 
 MAX_NODES = 400  # far above any tree that grows here; a bound for hostile input
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 def to_names(tree: Sequence[Node]) -> list[str]:

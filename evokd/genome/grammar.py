@@ -13,6 +13,7 @@ from deap import gp
 from evokd.errors import EvokdError
 
 Node = gp.Primitive | gp.Terminal
+Tree = gp.PrimitiveTree
 
 
 class Kind:
@@ -65,8 +66,8 @@ class Grammar:
         root: str,
         height: int,
         *,
-        write: Callable[[gp.PrimitiveTree], str],
-        canonical: Callable[[gp.PrimitiveTree], gp.PrimitiveTree] = lambda tree: tree,
+        write: Callable[[Tree], str],
+        canonical: Callable[[Tree], Tree] = lambda tree: tree,
         vary_number: Callable | None = None,
     ) -> None:
         self.name, self.root, self.height = name, kind(root), height

@@ -1,7 +1,8 @@
 """An individual: a tree with its origin and its outcome. Failure is an outcome too, and one function orders them all."""
 
 import hashlib
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -53,7 +54,9 @@ class Individual(gp.PrimitiveTree):
         return clone
 
     def settle(self, outcome: Outcome) -> None:
-        """Take the outcome home."""
+        """Take the outcome home; a fitness that is not a number is a failure, whoever reported it."""
+        if outcome.status is Status.OK and not math.isfinite(outcome.fitness):
+            outcome = replace(outcome, status=Status.DIVERGED, fitness=None, reason=f"fitness {outcome.fitness}")
         self.outcome = outcome
         if outcome.status is Status.OK:
             self.fitness.values = (outcome.fitness,)

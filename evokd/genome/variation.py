@@ -8,12 +8,8 @@ that exist, in a fixed order. All follow DEAP's convention: trees in, a tuple of
 import random
 from collections.abc import Callable, Sequence
 
-from deap import gp
-
-from evokd.genome.grammar import Grammar, Node, depths, subtree_heights
+from evokd.genome.grammar import Grammar, Node, Tree, depths, subtree_heights
 from evokd.genome.grow import grow, random_chooser
-
-Tree = gp.PrimitiveTree
 
 
 def splice(tree: Tree, at: int, nodes: Sequence[Node]) -> Tree:

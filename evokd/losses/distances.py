@@ -61,18 +61,18 @@ def hard(s: Tensor, t: Tensor) -> Tensor:
 
 
 def cosine(s: Tensor, t: Tensor) -> Tensor:
-    """1 − ⟨s,t⟩ / (‖s‖‖t‖) over axis 1, norms at least 1e-4, mean over what follows."""
-    return (1 - F.cosine_similarity(s, t, 1, 1e-4)).reshape(s.shape[0], -1).mean(1)
+    """1 − ⟨s,t⟩ / (‖s‖‖t‖) over axis 1, norms at least 1e-6, mean over what follows."""
+    return (1 - F.cosine_similarity(s, t, 1, 1e-6)).reshape(s.shape[0], -1).mean(1)
 
 
 def pearson(s: Tensor, t: Tensor) -> Tensor:
     """1 − Pearson correlation along axis 1 (DIST, NeurIPS 2022, eq. 6), mean over what follows."""
-    similarity = F.cosine_similarity(s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True), 1, 1e-4)
+    similarity = F.cosine_similarity(s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True), 1, 1e-6)
     return (1 - similarity).reshape(s.shape[0], -1).mean(1)
 
 
 def correlation(s: Tensor, t: Tensor) -> Tensor:
-    """log₂ Σ_j |c_j − 1|^2.02, c_j the correlation of column j over the batch (ITRD, ICML 2022, eq. 4), scalar.
+    """log₂ Σ_j |c_j − 1|^2.02, c_j the correlation of column j over the batch (ITRD, BMVC 2022, eq. 4), scalar.
 
     Columns are z-scored with the unbiased deviation, as published, so that c_j < 1 and the logarithm stays finite.
     """
@@ -131,7 +131,7 @@ def _hard(b, s, t):
 
 def _similarity(b, s, t, i):
     def norm(a):
-        return b.sp.Max(b.sp.sqrt(b.sum_axes(a, i, (1,), lambda y: y**2)), b.number(1e-4))
+        return b.sp.Max(b.sp.sqrt(b.sum_axes(a, i, (1,), lambda y: y**2)), b.number(1e-6))
 
     return 1 - b.sum_axes2(s, t, i, (1,), lambda x, y: x * y) / (norm(s) * norm(t))
 

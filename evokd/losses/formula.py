@@ -20,11 +20,12 @@ from evokd.errors import EvokdError
 from evokd.genome.grammar import Node
 from evokd.losses.distances import DISTANCES
 from evokd.losses.language import Call, Term, to_terms, write_loss
-from evokd.losses.program import position_of, shape_of
+from evokd.losses.program import comparable, position_of
 from evokd.losses.taps import Taps
 from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES
 
+CONNECTED = "S connected"
 LETTERS = "ijklm"
 DUMMIES = "pqruvw"
 
@@ -166,17 +167,16 @@ class Formula:
 
     Attributes:
         text: the loss in evokd's notation.
-        taps: input arrays by (side, position), side S or T; `labels` under ("", "labels").
+        taps: input arrays by (side, position); side is S, T, or `S connected` for the student's tap behind its connector;
+            `labels` under ("", "labels").
         lets: definitions in order of use.
         loss: L in terms of them.
-        connected: positions at which S stands for the student's tap behind its connector.
     """
 
     text: str
     taps: dict[tuple[str, str], Array]
     lets: tuple[Let, ...]
     loss: sp.Expr
-    connected: tuple[str, ...] = ()
 
     def inline(self, limit: int = 2000) -> sp.Expr:
         """One expression without definitions.
@@ -196,7 +196,9 @@ class Formula:
         sizes: dict[sp.Symbol, int] = {}
         arrays: dict[str, np.ndarray] = {}
         for where, array in self.taps.items():
-            arrays[array.name] = np.asarray(values[where])
+            given = np.asarray(values[where])
+            # extended precision where the machine has it: e^x of a large logit would overflow in a formula without the shift by the maximum
+            arrays[array.name] = given.astype(np.longdouble) if given.dtype.kind == "f" else given
             sizes |= dict(zip(array.sizes, arrays[array.name].shape, strict=True))
         for let in self.lets:
             arrays[let.array.name] = _tabulate(let, sizes, arrays)
@@ -230,8 +232,8 @@ class Formula:
         """What the letters stand for."""
         lines = []
         for (side, position), array in self.taps.items():
-            who = {"S": "student's", "T": "teacher's", "": ""}[side]
-            behind = " behind its connector" if side == "S" and position in self.connected else ""
+            who = {"S": "student's", CONNECTED: "student's", "T": "teacher's", "": ""}[side]
+            behind = " behind its connector" if side == CONNECTED else ""
             sizes = ", ".join(map(str, array.sizes))
             lines.append(f"{array.name}: {who} {position}{behind}, sizes ({sizes})".replace(":  ", ": "))
         return [*lines, "indices run from 0"]
@@ -261,57 +263,56 @@ class _Writer:
         self.b = Builder()
         self.taps: dict[tuple[str, str], Array] = {}
         self.known: dict[tuple, Array] = {}
-        self.connected: list[str] = []
 
     def formula(self, tree: Sequence[Node]) -> Formula:
         total = sp.Add(*[self.term(term) for term in to_terms(tree)], evaluate=False)
-        return Formula(write_loss(tree), self.taps, tuple(self.b.lets), total, tuple(self.connected))
+        return Formula(write_loss(tree), self.taps, tuple(self.b.lets), total)
 
     def term(self, term: Term) -> sp.Expr:
         value = term.distance.args[0]
-        s, t = self.value(value, "S", self.aligned(value)), self.value(value, "T", True)
+        s, t = self.value(value, self.student_side(value)), self.value(value, "T")
         self.b.side = ""
-        params = map(sp.nsimplify, map(str, term.distance.params))
+        params = map(sp.Rational, map(str, term.distance.params))
         distance = DISTANCES[term.distance.name].formula(self.b, s, t, *params)
-        return sp.nsimplify(str(term.weight)) * self.mean(distance, self.mode(term.mode))
+        return sp.Rational(str(term.weight)) * self.mean(distance, self.mode(term.mode))
 
-    def aligned(self, value: Call) -> bool:
-        """True unless the pair's taps differ in shape and the chain makes them equal by itself."""
+    def student_side(self, value: Call) -> str:
+        """Whether a chain reads the student's tap as it is or behind its connector; without a pair shapes are taken as equal."""
         if self.pair is None:
-            return True
+            return "S"
         s, t = (taps.at(position_of(value)) for taps in self.pair)
-        if s.shape == t.shape:
-            return True
-        if shape_of(value, s) == shape_of(value, t):
-            return False
-        self.connected.append(position_of(value))
-        return True
+        return "S" if s.shape[1:] == t.shape[1:] or comparable(value, s, t) else CONNECTED
 
-    def value(self, call: Call, side: str, aligned: bool) -> Array:
-        key = (call, side, aligned)
-        if key not in self.known:
+    def value(self, call: Call, side: str) -> Array:
+        if (call, side) not in self.known:
             if call.args:
-                below = self.value(call.args[0], side, aligned)
-                self.b.side = side
-                self.known[key] = TRANSFORMS[call.name].formula(self.b, below, *map(sp.nsimplify, map(str, call.params)))
+                below = self.value(call.args[0], side)
+                self.b.side = side[0]
+                params = map(sp.Rational, map(str, call.params))
+                self.known[call, side] = TRANSFORMS[call.name].formula(self.b, below, *params)
             else:
-                self.known[key] = self.tap(call.name, side, aligned)
-        return self.known[key]
+                self.known[call, side] = self.tap(call.name, side)
+        return self.known[call, side]
 
-    def tap(self, position: str, side: str, aligned: bool) -> Array:
-        stage = position[10:-1]
+    def tap(self, position: str, side: str) -> Array:
+        """The student's sizes are its own (^S) where the pair's taps differ and no connector stands between."""
+        stage = position[10:-1] and f"_{position[10:-1]}"
         letter, axes = {"logits": ("z", "NK"), "embedding": ("e", "ND")}.get(position, ("F", "NCHW"))
-        own = "" if aligned else "^S"
-        names = [axis if axis in "NK" else axis + (f"_{stage}" if stage else "") + own for axis in axes]
+        own = "^S" if side == "S" and self.pair and self.differs(position) else ""
+        names = [axis if axis in "NK" else axis + stage + own for axis in axes]
         sizes = tuple(sp.Symbol(n, integer=True, positive=True) for n in names)
-        self.taps[side, position] = Array(letter + (f"_{stage}" if stage else "") + f"^{side}", sizes)
+        hat = "hat" if side == CONNECTED else ""
+        self.taps[side, position] = Array(f"{letter}{hat}{stage}^{side[0]}", sizes)
         return self.taps[side, position]
+
+    def differs(self, position: str) -> bool:
+        return self.pair[0].at(position).shape[1:] != self.pair[1].at(position).shape[1:]
 
     def mode(self, name: str) -> Array | None:
         if name == "no":
             return None
         if name not in self.known:
-            s, t = (self.value(Call("logits"), side, True) for side in "ST")
+            s, t = (self.value(Call("logits"), side) for side in "ST")
             labels = Array("y", s.sizes[:1])
             self.b.side = ""
             if name == "focal":
@@ -365,7 +366,7 @@ _PAIRS = {sp.Pow: np.power, sp.Mod: np.mod, sp.Ge: np.greater_equal}
 def _value(e, env: dict, arrays: dict, axes: int):
     """Value of an expression where every index symbol in `env` is an array along an axis of its own."""
     if e.is_Number:
-        return float(e)
+        return np.longdouble(e.p) / np.longdouble(e.q) if e.is_Rational else np.longdouble(float(e))
     if e.is_Symbol:
         return env[e] if e in env else arrays[e.name]
     if isinstance(e, sp.Indexed):

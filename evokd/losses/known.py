@@ -17,12 +17,12 @@ KNOWN: dict[str, str] = {
     "dist": "32*pearson(softmax_C(temper(logits, tau=4))) + 32*pearson(transpose(softmax_C(temper(logits, tau=4))))",
     # Sun et al., CVPR 2024: KL of z-scored logits, τ = 2, weight 9
     "lskd": "9*kl(zscore_C(logits), tau=2)",
-    # Ba & Caruana, NeurIPS 2014: regression on logits
+    # Ba & Caruana, NeurIPS 2014: regression on logits, as a mean over classes
     "logits": "l2(logits)",
-    # Liu et al., ICCV 2021: row-normalised channel Gram matrices
+    # Liu et al., ICCV 2021: row-normalised channel Gram matrices, up to a constant (a mean over all entries here)
     "ickd": "2.5*l2(norm_C(bmm(features[-1])))",
     # Miles et al. (ITRD), BMVC 2022: correlation term on the embedding
     "itrd": "2*correlation(embedding)",
-    # Zhou et al., ICLR 2021: sample-weighted KL, weight 2.25
+    # Zhou et al., ICLR 2021: sample-weighted KL, weight 2.25; their cross-entropy with soft targets has the same gradient
     "wsld": "2.25*focal*kl(logits, tau=4)",
 }

@@ -22,13 +22,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import exp
-
-from deap import gp
+from math import exp, fsum
 
 from evokd.errors import EvokdError, closest
 from evokd.genome.codec import from_names, read_number, write_number
-from evokd.genome.grammar import Grammar, Node, Rule, kind
+from evokd.genome.grammar import Grammar, Node, Rule, Tree, kind
 from evokd.losses.distances import DISTANCES
 from evokd.losses.transforms import MAPS, ROWS, TRANSFORMS
 from evokd.losses.weights import MODES
@@ -119,18 +117,20 @@ def _node(name: str) -> Node | None:
         return _rules()[name].node()
     ret, text = ("tau", name[4:]) if name.startswith("tau=") else ("value", name)
     try:
-        read_number(text)
+        number = read_number(text)
     except EvokdError:
         return None
-    return gp.Terminal(name, True, kind(ret))
+    if ret == "tau" and number <= 0:
+        return None
+    return Rule(name, ret).node()
 
 
-def tree_from_names(names: Sequence[str], where: str = "tree") -> gp.PrimitiveTree:
+def tree_from_names(names: Sequence[str], where: str = "tree") -> Tree:
     """The inverse of `codec.to_names` for losses."""
     return from_names(names, _node, kind("loss"), where)
 
 
-def to_tree(terms: Sequence[Term]) -> gp.PrimitiveTree:
+def to_tree(terms: Sequence[Term]) -> Tree:
     """Terms → DEAP tree."""
     names = [f"loss{len(terms)}"]
     for term in terms:
@@ -176,11 +176,12 @@ def _value(node: Node, args: list):
 # --- text --------------------------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)|(?P<name>[A-Za-z_]\w*(?:\[-\d\])?)|(?P<sign>[(),=*+]))"
+    r"\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)|(?P<name>[A-Za-z_]\w*(?:\[-\d\])?)|(?P<sign>[(),=*+]))",
+    re.ASCII,
 )
 
 
-def parse_loss(text: str, operators: Iterable[str] = ALL, where: str = "loss") -> gp.PrimitiveTree:
+def parse_loss(text: str, operators: Iterable[str] = ALL, where: str = "loss") -> Tree:
     """Text → tree; nothing is ever evaluated.
 
     Args:
@@ -242,7 +243,7 @@ class _Parser:
         if self.at < len(self.tokens) and self.tokens[self.at][0] == "number":
             weight = read_number(self.take("number"), self.where)
             self.take("sign", "*")
-        if self.peek() in MODES or self.peek() == "no":
+        if self.tokens[self.at + 1 : self.at + 2] and self.tokens[self.at + 1][1] == "*":
             mode = self.allowed(self.take("name"), "weight mode", MODES)
             self.take("sign", "*")
         name = self.allowed(self.take("name"), "distance", DISTANCES)
@@ -262,6 +263,8 @@ class _Parser:
             self.take("sign", ",")
             self.take("name", wanted)
             self.take("sign", "=")
+            if self.peek() == "+":
+                self.take("sign")
             params.append(read_number(self.take("number"), self.where))
             if params[-1] <= 0:
                 raise EvokdError(self.where, f"{wanted} > 0", write_number(params[-1]))
@@ -280,7 +283,7 @@ class _Parser:
 
     def allowed(self, name: str, what: str, table: Iterable[str]) -> str:
         usable = [n for n in table if n in self.operators]
-        if name not in usable and name != "no":
+        if name not in usable and not (name == "no" and table is MODES):
             raise EvokdError(self.where, f"a {what}", repr(name[:40]), closest(name, usable))
         return name
 
@@ -317,26 +320,28 @@ ABSORBED: dict[str, frozenset[str]] = {
 }
 
 
-def canonical(tree: Sequence[Node]) -> gp.PrimitiveTree:
+def canonical(tree: Sequence[Node]) -> Tree:
     """The tree that stands for all trees of equal meaning by the known identities: no absorbed operator, equal terms merged and
     the terms in a fixed order. Idempotent.
     """
-    merged: dict[tuple[str, str], Term] = {}
+    alike: dict[tuple[str, str], list[Term]] = {}
     for term in to_terms(tree):
         term = replace(term, distance=_absorb(term.distance))
-        same = merged.get((term.mode, str(term.distance)))
-        merged[term.mode, str(term.distance)] = replace(term, weight=_round(term.weight + same.weight)) if same else term
-    return to_tree(sorted(merged.values(), key=lambda t: (str(t.distance), t.mode)))
+        alike.setdefault((str(term.distance), term.mode), []).append(term)
+    return to_tree([_merged(alike[key]) for key in sorted(alike)])
+
+
+def _merged(terms: Sequence[Term]) -> Term:
+    """Equal terms as one; their sum is rounded once, so that it does not depend on their order."""
+    if len(terms) == 1:
+        return terms[0]
+    return replace(terms[0], weight=float(f"{fsum(t.weight for t in terms):.6g}"))
 
 
 def _absorb(call: Call) -> Call:
     while call.args and call.args[0].name in ABSORBED.get(call.name, ()):
         call = replace(call, args=call.args[0].args)
     return replace(call, args=tuple(_absorb(arg) for arg in call.args))
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 # --- growth ------------------------------------------------------------------------------------------------------------------
@@ -384,12 +389,12 @@ def loss_grammar(space: LossSpace, positions: Iterable[str]) -> Grammar:
 
 def _reachable(rules: list[Rule]) -> list[Rule]:
     """Rules whose arguments can all be completed with the positions at hand."""
+    made: set[str] = set()
     while True:
-        made = {rule.ret for rule in rules}
         kept = [rule for rule in rules if made.issuperset(rule.args)]
-        if len(kept) == len(rules):
+        if made == {rule.ret for rule in kept}:
             return kept
-        rules = kept
+        made = {rule.ret for rule in kept}
 
 
 def vary_number(node: Node, stream: random.Random) -> Node | None:
@@ -399,5 +404,6 @@ def vary_number(node: Node, stream: random.Random) -> Node | None:
         return None
     old = float(node.name.removeprefix("tau="))
     low, high = (1e-3, 1e4) if ret == "value" else (0.1, 64.0)
-    new = float(f"{min(max(old * exp(stream.gauss(0, 0.7)), low), high):.2g}")
+    size = min(max(abs(old) * exp(stream.gauss(0, 0.7)), low), high)
+    new = float(f"{size if old >= 0 else -size:.2g}")
     return _node(("tau=" if ret == "tau" else "") + write_number(new)) if new != old else None

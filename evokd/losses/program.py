@@ -95,8 +95,8 @@ class DistillLoss(nn.Module):
         value = term.distance.args[0]
         position = position_of(value)
         s, t = student.at(position), teacher.at(position)
-        connect = shape_of(value, s) != shape_of(value, t)
-        if connect and module_name(position) not in self.connectors and s.shape[1:] != t.shape[1:]:
+        connect = not comparable(value, s, t)
+        if connect and module_name(position) not in self.connectors:
             if position == "logits":
                 raise EvokdError("loss", f"student and teacher of equally many classes ({t.shape[1]})", str(s.shape[1]))
             self.connectors[module_name(position)] = Connector(position, s.shape, t.shape, seed)
@@ -184,10 +184,25 @@ def module_name(position: str) -> str:
     return position.replace("[-", "_").replace("]", "")
 
 
-def shape_of(call: Call, tap: Tensor) -> torch.Size:
-    """Shape of a value, found by running the chain on an empty tensor."""
-    return run_chain(call, tap.new_empty(tap.shape, device="meta")).shape
+# Stand-ins for sizes, far apart so that pooling keeps them distinct.
+_PRIMES = (101, 211, 307, 401, 503, 601, 701, 809)
+
+
+def comparable(value: Call, student: Tensor, teacher: Tensor) -> bool:
+    """Whether a chain gives both sides one shape by itself, so that no connector is needed.
+
+    The chain runs on empty tensors in which every size of every axis is replaced by a prime of its own: a flattened axis then agrees only
+    if it is made of equal axes, and not because 2·4·4 happens to be 8·2·2.
+    """
+    primes: dict[tuple[int, int], int] = {}
+
+    def shape(tap: Tensor) -> torch.Size:
+        sizes = [primes.setdefault(axis, _PRIMES[len(primes)]) for axis in enumerate(tap.shape)]
+        return run_chain(value, torch.empty(sizes, device="meta")).shape
+
+    return shape(student) == shape(teacher)
 
 
 def run_chain(call: Call, tap: Tensor) -> Tensor:
+    """The value of a chain on one side."""
     return TRANSFORMS[call.name].fn(run_chain(call.args[0], tap), *call.params) if call.args else tap

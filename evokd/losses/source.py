@@ -25,7 +25,7 @@ The task loss is not part of it: the loss was found beside {gamma} · cross-entr
     total = {gamma} * cross_entropy + loss(student, teacher, labels)
 """
 
-from math import log  # noqa: F401
+import math  # noqa: F401
 
 import torch  # noqa: F401
 import torch.nn.functional as F  # noqa: F401

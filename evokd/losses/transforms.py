@@ -44,7 +44,7 @@ class Transform:
 
 
 def temper(f: Tensor, tau: float) -> Tensor:
-    """F / τ."""
+    """f / τ."""
     return f / tau
 
 
@@ -59,7 +59,7 @@ def exp(f: Tensor) -> Tensor:
 
 
 def mish(f: Tensor) -> Tensor:
-    """F · tanh(ln(1 + e^f))."""
+    """f · tanh(ln(1 + e^f))."""
     return F.mish(f)
 
 
@@ -74,7 +74,7 @@ def relu(f: Tensor) -> Tensor:
 
 
 def tanh(f: Tensor) -> Tensor:
-    """Tanh f."""
+    """tanh f."""
     return f.tanh()
 
 
@@ -104,17 +104,17 @@ def sqrt(f: Tensor) -> Tensor:
 
 
 def norm_C(f: Tensor) -> Tensor:
-    """F / max(‖f‖₂ over axis 1, 1e-4): the floor bounds the gradient of a dead row."""
+    """f / max(‖f‖₂ over axis 1, 1e-4): the floor bounds the gradient of a dead row."""
     return f / torch.linalg.vector_norm(f, dim=1, keepdim=True).clamp_min(1e-4)
 
 
 def norm_N(f: Tensor) -> Tensor:
-    """F / max(‖f‖₂ over axis 0, 1e-4)."""
+    """f / max(‖f‖₂ over axis 0, 1e-4)."""
     return f / torch.linalg.vector_norm(f, dim=0, keepdim=True).clamp_min(1e-4)
 
 
 def norm_HW(f: Tensor) -> Tensor:
-    """F / max(‖f‖₂ over space, 1e-4)."""
+    """f / max(‖f‖₂ over space, 1e-4)."""
     axes = list(range(2, f.dim()))
     return f / torch.linalg.vector_norm(f, dim=axes, keepdim=True).clamp_min(1e-4)
 
@@ -163,7 +163,7 @@ def min_max(f: Tensor) -> Tensor:
 
 
 def centre_C(f: Tensor) -> Tensor:
-    """F − mean over axis 1."""
+    """f − mean over axis 1."""
     return f - f.mean(1, keepdim=True)
 
 
@@ -216,9 +216,12 @@ def bmm(f: Tensor) -> Tensor:
 
 
 def satt(f: Tensor) -> Tensor:
-    """F · √S with S = M · softmax over space of (mean_C |f|) / 0.5 (FGD's spatial attention, as DetKDS uses it)."""
+    """f · √S with S = M · softmax over space of (mean_C |f|) / 0.5 (FGD's spatial attention, as DetKDS uses it).
+
+    The root is taken in the logarithm: √softmax has an infinite slope where the softmax underflows.
+    """
     a = f.abs().mean(1, keepdim=True).flatten(2)
-    return f * (a.shape[2] * (a / 0.5).softmax(2)).sqrt().view(f.shape[0], 1, *f.shape[2:])
+    return f * ((a / 0.5).log_softmax(2) / 2).exp().mul(a.shape[2] ** 0.5).view(f.shape[0], 1, *f.shape[2:])
 
 
 def natt(f: Tensor) -> Tensor:
@@ -227,9 +230,9 @@ def natt(f: Tensor) -> Tensor:
 
 
 def catt(f: Tensor) -> Tensor:
-    """F · √A with A = C · softmax over channels of (mean_HW |f|) / 0.5 (FGD's channel attention)."""
+    """f · √A with A = C · softmax over channels of (mean_HW |f|) / 0.5 (FGD's channel attention)."""
     b = f.abs().flatten(2).mean(2)
-    return f * (b.shape[1] * (b / 0.5).softmax(1)).sqrt().view(*f.shape[:2], *[1] * (f.dim() - 2))
+    return f * ((b / 0.5).log_softmax(1) / 2).exp().mul(b.shape[1] ** 0.5).view(*f.shape[:2], *[1] * (f.dim() - 2))
 
 
 def _each(pick):

@@ -5,9 +5,9 @@ how sure the teacher is; `sim` is the agreement of the two logit matrices, the r
 it cannot turn a term around. All are detached: an undetached weight can be driven down instead of the distance.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +29,7 @@ class Mode:
 def entropy(z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
     """H(softmax z_t) / ln K: samples of which the teacher is unsure count more."""
     log_p = z_t.log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1) / log(max(z_t.shape[1], 2))
+    return -(log_p.exp() * log_p).sum(1) / math.log(max(z_t.shape[1], 2))
 
 
 def conf(z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:

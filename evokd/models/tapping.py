@@ -36,7 +36,11 @@ def plan_taps(network: nn.Module, images: Tensor, paths: Sequence[str] = (), whe
     for path in paths:
         if path not in modules:
             raise EvokdError(where, "the path of a module", repr(path), closest(path, [m for m in modules if m]))
-    outputs = _outputs(network, images)
+    try:
+        outputs = _outputs(network, images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        got = str(error).splitlines()[0][:100]
+        raise EvokdError(where, f"a network for images of shape {tuple(images.shape[1:])}", got) from None
     maps = {path: shape for path, shape in outputs if len(shape) == 4}
     if missing := [path for path in paths if path not in maps]:
         raise EvokdError(where, "modules that give maps (N,C,H,W)", missing[0], "such as " + ", ".join(list(maps)[-4:]))

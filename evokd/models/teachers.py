@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -59,17 +60,19 @@ def load_teacher(
     """
     mean, std = data.mean, data.std
     if isinstance(spec, nn.Module):
-        network, name = spec, type(spec).__name__
+        network, name = copy.deepcopy(spec), type(spec).__name__  # the user's own stays as it is
     elif spec.endswith(".safetensors"):
         network, card = read_weights(Path(spec))
-        name, mean, std = Path(spec).stem, _numbers(card.get("mean")) or mean, _numbers(card.get("std")) or std
+        name, mean, std = Path(spec).stem, _numbers(card, "mean", spec) or mean, _numbers(card, "std", spec) or std
+        if not len(mean) == len(std) == data.shape[0]:
+            raise EvokdError(spec, f"mean and std of {data.shape[0]} channels, as {data.name} has", f"{len(mean)} and {len(std)}")
     elif ".py:" in spec:
         network, name = build(spec, data.classes, data.shape[0], 0, "--teacher"), spec
     else:
         network, name = _cached(spec, data, cache, epochs, progress, device), spec
     _check_classes(network, data, mean, std)
     network.eval().requires_grad_(False)
-    return Teacher(network, name, _weights_key(network), accuracy(network, data.validation, mean, std), mean, std)
+    return Teacher(network, name, weights_key(network), accuracy(network, data.validation, mean, std), mean, std)
 
 
 def _cached(spec: str, data: Data, cache: Path, epochs: int, progress: Callable[[str], None], device: str) -> nn.Module:
@@ -78,7 +81,12 @@ def _cached(spec: str, data: Data, cache: Path, epochs: int, progress: Callable[
     path = cache / "teachers" / f"{spec}-{data.name}-{key}.safetensors"
     if path.exists():
         state, _ = _read_state(path)
-        network.load_state_dict(state)
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise EvokdError(
+                str(path), f"weights of {spec}", str(error).splitlines()[-1].strip()[:80], "delete the file"
+            ) from None
     else:
         train_teacher(network, data, epochs, progress, device)
         card = {"arch": spec, "data": data.name, "mean": _text(data.mean), "std": _text(data.std)}
@@ -134,6 +142,8 @@ def read_weights(path: Path) -> tuple[ResNet, dict[str, str]]:
         classes = state["fc.weight"].shape[0]
     except KeyError as error:
         raise EvokdError(str(path), "the weights of a CIFAR ResNet", f"a file without {error.args[0]}") from None
+    except ValueError:
+        raise EvokdError(str(path), "conv1.weight of four axes", str(tuple(state["conv1.weight"].shape))) from None
     shortcut = "B" if any("downsample" in k for k in state) else "A"
     network = ResNet(depth, width, classes, channels, shortcut)
     wanted = network.state_dict()
@@ -181,15 +191,23 @@ def _check_classes(network: nn.Module, data: Data, mean: tuple[float, ...], std:
         )
 
 
-def _weights_key(network: nn.Module) -> str:
+def weights_key(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _numbers(text: str | None) -> tuple[float, ...]:
-    return tuple(float(v) for v in text.split(",")) if text else ()
+def _numbers(card: dict[str, str], name: str, where: str) -> tuple[float, ...]:
+    """Comma-separated numbers of a card; none if it says nothing."""
+    text = card.get(name)
+    try:
+        values = tuple(float(v) for v in text.split(",")) if text else ()
+    except ValueError:
+        raise EvokdError(f"{where}, {name}", "numbers with commas", repr(text)[:40]) from None
+    if name == "std" and not all(v > 0 for v in values):
+        raise EvokdError(f"{where}, std", "positive numbers", repr(text)[:40])
+    return values
 
 
 def _text(values: tuple[float, ...]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,13 +20,13 @@ _CONV = re.compile(r"conv3w(\d+)")
 _RESNET = re.compile(r"resnet(\d+)(?:w(\d+))?")
 
 
-def build(spec: str, classes: int, channels: int, seed: int, where: str = "--student") -> nn.Module:
+def build(spec: str | Callable[[int], nn.Module], classes: int, channels: int, seed: int, where: str = "--student") -> nn.Module:
     """A freshly initialised network.
 
     Args:
         spec: `conv3wW` (three plain convolutions),
             `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, `torchvision:NAME`,
-            or `file.py:callable`, which is called with the number of classes.
+            or `file.py:callable`; that, or a callable itself, is called with the number of classes.
         classes: K.
         channels: C of the images.
         seed: of the initialisation; the global generator is left as it was.
@@ -35,14 +37,16 @@ def build(spec: str, classes: int, channels: int, seed: int, where: str = "--stu
     """
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
+        if callable(spec):
+            return spec(classes)
         if ".py:" in spec:
             return _from_file(spec, classes, where)
         if spec.startswith("torchvision:"):
             return _from_torchvision(spec.partition(":")[2], classes, where)
-        if found := _CONV.fullmatch(spec):
+        if (found := _CONV.fullmatch(spec)) and int(found[1]):
             return ConvNet(int(found[1]), classes, channels)
         found = _RESNET.fullmatch(spec)
-        if not found or (int(found[1]) - 2) % 6 or not 8 <= int(found[1]) <= 1202:
+        if not found or found[2] == "0" or (int(found[1]) - 2) % 6 or not 8 <= int(found[1]) <= 1202:
             raise EvokdError(where, "a network", repr(spec), f"for example {EXAMPLES}")
         return ResNet(int(found[1]), int(found[2] or 16), classes, channels)
 
@@ -61,8 +65,9 @@ def _from_file(spec: str, classes: int, where: str) -> nn.Module:
     path, _, name = spec.rpartition(":")
     if not Path(path).is_file():
         raise EvokdError(where, "an existing Python file", repr(path))
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module_spec = importlib.util.spec_from_file_location(f"evokd_user_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses look their module up
     module_spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
         raise EvokdError(

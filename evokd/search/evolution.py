@@ -72,7 +72,8 @@ class Evolution:
         with lend(stream):
             (parent,) = toolbox.select(self.population, 1)
             (child,) = toolbox.mutate(toolbox.clone(parent))
-        return Individual(list(child), op=getattr(child, "op", "mutation"), parents=(parent.id,))
+        op = getattr(child, "op", "")
+        return Individual(list(child), op=op if op in MUTATIONS else "mutation", parents=(parent.id,))
 
     def tell(self, individuals: Sequence[Individual]) -> None:
         """Failures are set aside before any selection sees them."""
