@@ -52,7 +52,7 @@ class Config(BaseModel):
     controller: str = "evolution"
     fitness: Literal["accuracy", "ce", "gap"] = "accuracy"
     generations: int = Field(6, ge=1)
-    population: int = Field(16, ge=2)
+    population: int = Field(12, ge=2)
     budget_evals: int | None = Field(None, ge=1, description="stop after so many trainings")
     budget_seconds: float | None = Field(None, gt=0, description="stop at the end of the generation in which it is spent")
     seed_with: tuple[str, ...] = Field((), description="losses of the first generation: known names, texts or loss.json files")

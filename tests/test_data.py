@@ -232,7 +232,7 @@ def test_other_sizes_in_the_test_folder_are_refused(tmp_path):
     root = folder(tmp_path / "pets")
     for path in (root / "test").rglob("*.png"):
         Image.new("RGB", (9, 9)).save(path)
-    with pytest.raises(EvokdError, match="size"):
+    with pytest.raises(EvokdError, match="shape"):
         read_data(str(root))
 
 

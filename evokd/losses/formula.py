@@ -381,7 +381,7 @@ def _value(e, env: dict, arrays: dict, axes: int):
     if type(e) in _POINTWISE:
         return _POINTWISE[type(e)](args[0])
     if type(e) in _PAIRS:
-        return _PAIRS[type(e)](np.asarray(args[0], dtype=float), args[1])
+        return _PAIRS[type(e)](np.longdouble(1) * args[0], args[1])
     return reduce(_FOLDS[type(e)], args)
 
 

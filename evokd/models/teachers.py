@@ -65,7 +65,8 @@ def load_teacher(
         network, card = read_weights(Path(spec))
         name, mean, std = Path(spec).stem, _numbers(card, "mean", spec) or mean, _numbers(card, "std", spec) or std
         if not len(mean) == len(std) == data.shape[0]:
-            raise EvokdError(spec, f"mean and std of {data.shape[0]} channels, as {data.name} has", f"{len(mean)} and {len(std)}")
+            wanted = f"mean and std of {data.shape[0]} channels, as {data.name} has"
+            raise EvokdError(f"--teacher {spec}", wanted, f"{len(mean)} and {len(std)}")
     elif ".py:" in spec:
         network, name = build(spec, data.classes, data.shape[0], 0, "--teacher"), spec
     else:
@@ -84,9 +85,8 @@ def _cached(spec: str, data: Data, cache: Path, epochs: int, progress: Callable[
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
-            raise EvokdError(
-                str(path), f"weights of {spec}", str(error).splitlines()[-1].strip()[:80], "delete the file"
-            ) from None
+            got = str(error).splitlines()[-1].strip()[:80]
+            raise EvokdError(str(path), f"weights of {spec}", got, "delete it; it will be made again") from None
     else:
         train_teacher(network, data, epochs, progress, device)
         card = {"arch": spec, "data": data.name, "mean": _text(data.mean), "std": _text(data.std)}

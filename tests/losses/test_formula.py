@@ -27,7 +27,7 @@ def compiled(tree, s=S, t=T):
     return compile_loss(tree, s, t)(s, t, LABELS).item()
 
 
-OVERFLOW = "overflow encountered"  # e^x ends at 709 in float64; torch takes the maximum out of its softmax first
+OVERFLOW = "overflow encountered"  # of e^x in extended precision; torch takes the maximum out of its softmax first
 
 
 def assert_all_equal(trees):
@@ -75,7 +75,7 @@ def test_many_more_random_losses_equal_their_formula(space):
     assert_all_equal(random_trees(space, range(60, 180)))
 
 
-@pytest.mark.xfail(raises=RuntimeWarning, strict=True, reason="evaluate() takes e^x as it is written")
+@pytest.mark.skipif(np.finfo(np.longdouble).maxexp < 16000, reason="no extended precision on this machine")
 @pytest.mark.parametrize(
     "text",
     [
@@ -186,7 +186,7 @@ def connected_value(text, t=WIDE):
 )
 def test_unequal_channels_are_summed_each_over_their_own(text, connected):
     value, expected, formula = connected_value(text)
-    assert formula.connected == connected
+    assert {position for side, position in formula.taps if side == "S connected"} == set(connected)
     assert value == pytest.approx(expected, rel=1e-5)
 
 

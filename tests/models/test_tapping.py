@@ -89,7 +89,7 @@ def test_no_hook_outlives_its_context():
     with pytest.raises(ZeroDivisionError), Tapped(network, plan):
         1 / 0  # noqa: B018
     assert hooks(network) == 0
-    with pytest.raises(RuntimeError):
+    with pytest.raises(EvokdError):
         plan_taps(network, torch.zeros(2, 5, 8, 8))
     assert hooks(network) == 0
 

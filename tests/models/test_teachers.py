@@ -141,6 +141,8 @@ def test_a_users_module_is_taken_as_it_is(digits, tmp_path):
 
     network = Mine(nn.Flatten(), nn.Linear(64, 10))
     teacher = load_teacher(network, digits, tmp_path, 1)
-    assert teacher.network is network
+    assert teacher.network is not network
+    assert network[1].weight.requires_grad
+    assert not teacher.network[1].weight.requires_grad
     assert (teacher.name, teacher.mean) == ("Mine", digits.mean)
     assert load_teacher(Mine(nn.Flatten(), nn.Linear(64, 10)), digits, tmp_path, 1).key != teacher.key
