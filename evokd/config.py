@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evokd.errors import EvokdError, closest
 
+# What may differ when a run goes on: how long it searches, where, and how it is watched.
+MAY_CHANGE = frozenset(
+    {"generations", "budget_evals", "budget_seconds", "finals", "workers", "device", "out", "tracking_uri", "children"}
+)
+
 
 class Protocol(BaseModel):
     """One short distillation: the same for every candidate and every baseline. What a result depends on besides the loss."""
@@ -71,9 +76,9 @@ class Config(BaseModel):
     protocol: Protocol = Protocol()
 
     def hash(self) -> str:
-        """Twelve hexadecimal digits over everything that decides results; workers, paths and tracking do not."""
-        apart = {"workers", "out", "tracking_uri", "children", "device"}
-        return hashlib.sha256(json.dumps(self.model_dump(exclude=apart), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits over everything that makes it this search and no other."""
+        kept = self.model_dump(exclude=set(MAY_CHANGE))
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_toml(self) -> str:
         """The whole configuration as TOML; None is left out."""

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from evokd.baselines import baselines
 from evokd.checkpoint import write_state, write_whole
-from evokd.config import Config, change_config, make_config, read_config
+from evokd.config import MAY_CHANGE, Config, change_config, make_config, read_config
 from evokd.errors import EvokdError, unknown
 from evokd.export import export_loss, read_loss
 from evokd.finals import PUBLISHED, Entry, Row, choose, final_rows
@@ -38,7 +38,6 @@ CONTROLLERS: dict[str, Callable[[Problem, Sequence[list], Callable], Controller]
 ROW_NAMES = {"evolution": "evolved", "random": "random search"}
 TUNED, PLAIN = "KD, tuned with as many trials", "plain, equal steps"
 AS_PUBLISHED = f"KD (τ={write_number(PUBLISHED[2])}), as published"
-MAY_CHANGE = {"generations", "budget_evals", "budget_seconds", "workers", "device", "tracking_uri", "finals", "out"}
 
 
 @dataclass(frozen=True)
@@ -171,14 +170,15 @@ class _Session:
             self.journal.close()
 
     def through(self) -> Result:
-        """Baselines, search, choice, finals, and everything that is written of them."""
+        """Search, choice, baselines, finals, and everything that is written of them."""
         self.terminal.opening(self.problem, self.folder)
-        known = self.opening()
-        self.terminal.table_head()
+        if self.fresh:
+            about = {"config": self.config.hash(), "space": self.problem.space.hash, "problem": self.problem.key}
+            self.journal.write("start", version=1, **about, seed=self.config.seed)
         self.search.notice = self.notice
         self.search.run()
         chosen, simplest = self.choice()
-        rows = [] if self.own else self.finals(chosen, simplest, known)
+        rows = [] if self.own else self.finals(chosen, simplest, self.baselines())
         files = self.export(chosen[0], rows)
         front = write_front(self.folder, self.search)
         seconds = time.perf_counter() - self.start
@@ -188,14 +188,11 @@ class _Session:
         self.terminal.closing(self.search, chosen[0], rows, self.folder, self.mirror.command)
         return Result(chosen[0].text, front, self.folder, rows)
 
-    def opening(self) -> dict[str, Entry]:
-        """The journal's first lines: what is searched, and the baselines it will meet."""
+    def baselines(self) -> dict[str, Entry]:
+        """What the search has to beat, on the same protocol and budget."""
         known = baselines(self.problem, self.budget, self.terminal) if self.config.baselines else {}
-        if self.fresh:
-            about = {"config": self.config.hash(), "space": self.problem.space.hash, "problem": self.problem.key}
-            self.journal.write("start", version=1, **about, seed=self.config.seed)
-            for name, entry in known.items():
-                self.journal.write("baseline", **asdict(entry) | {"name": name}, trials=self.budget.total)
+        for name, entry in known.items():
+            self.journal.write("baseline", **asdict(entry) | {"name": name}, trials=self.budget.total)
         return known
 
     def notice(self, summary: dict | None) -> None:

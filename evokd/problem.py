@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ from evokd.config import Config, Protocol
 from evokd.data import Data, read_data
 from evokd.errors import EvokdError
 from evokd.evaluate.bank import assemble, bank_key, open_bank, write_bank
-from evokd.evaluate.distill import Distiller, Job, open_distiller, plan_as_data
+from evokd.evaluate.distill import Distiller, Job, open_distiller
 from evokd.evaluate.gates import probe
+from evokd.evaluate.own import OwnTraining
 from evokd.executor import Serial, Workers
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, content_key
@@ -65,46 +66,78 @@ class Problem:
         return Job(tuple(n.name for n in individual), seeds, split=split, key=content_key(self.grammar.write(individual)))
 
 
-def open_problem(
-    config: Config, say: Say, *, download: bool = False, teacher=None, student=None, data=None, evaluate=None
-) -> Problem:
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and student on one data set, checked against each other.
+
+    Attributes:
+        source: the data set as read; what the teacher was trained on.
+        data: the same with the transfer set of the protocol as train split.
+        teacher: trained.
+        student: network spec or callable.
+        network: the student freshly initialised, for shapes.
+        plans: taps of student and teacher.
+        taps: what both show for one batch.
+        device: where candidates are trained.
+    """
+
+    source: Data
+    data: Data
+    teacher: Teacher
+    student: str | Callable
+    network: torch.nn.Module
+    plans: tuple[TapPlan, TapPlan]
+    taps: tuple[Taps, Taps]
+    device: str
+
+    @property
+    def positions(self) -> list[str]:
+        """Positions that both networks show."""
+        return [p for p in self.taps[0].positions() if p in self.taps[1].positions()]
+
+
+def open_problem(config: Config, say: Say, *, download: bool = False, evaluate: Callable | None = None, **objects) -> Problem:
     """Data, teacher and student checked and recorded.
 
     Args:
         config: the search.
         say: progress line by line.
         download: allow torchvision to fetch data.
-        teacher: an `nn.Module` instead of the configured name.
-        student: a callable that takes the number of classes and returns a fresh `nn.Module`.
-        data: a `Data` value instead of the configured name.
         evaluate: (DistillLoss) → float, the user's own training instead of the short distillation.
+        **objects: instead of what the configuration names, `teacher` (an `nn.Module`), `student` (a callable that takes K and returns
+            a fresh `nn.Module`) or `data` (a `Data` value).
+
+    Raises:
+        EvokdError: anything about the pair that cannot work.
     """
     torch.set_num_threads(1)
     space = read_space(config.space)
+    _writable(Path(config.out))
+    pair = _pair(config, say, download, **objects)
+    grammar = loss_grammar(space.space, pair.positions)
+    used = sorted({"logits", *(p for p in pair.positions if p in grammar.nodes)})
+    key = bank_key(pair.data, pair.teacher, pair.plans[1], config.protocol, used)
+    folder = Path(config.out) / "cache" / "banks" / key
+    write_bank(folder, pair.data, pair.teacher, pair.plans[1], config.protocol, used, config.cache_gib, say)
+    examples = (*(assemble({p: t.at(p) for p in used}) for t in pair.taps), torch.from_numpy(pair.data.train.labels[:32]))
+    executor = Serial(OwnTraining(evaluate, examples)) if evaluate else _executor(config, pair, folder)
+    key = content_key(json.dumps([key, weights_key(pair.network), pair.plans[0].features]))
+    return Problem(config, space, grammar, executor, examples, tap_table(*pair.taps, *pair.plans), _card(pair), key)
+
+
+def _pair(config: Config, say: Say, download: bool, teacher=None, student=None, data=None) -> Pair:
     device = _device(config.device)
     source = data or read_data(config.data, download)
     data = _transfer_set(source, config.protocol)
-    cache = Path(config.out) / "cache"
-    _writable(Path(config.out))
-    taught = load_teacher(teacher or config.teacher, source, cache, config.teacher_epochs, say, device)
-    student = student or config.student
+    spec = config.teacher if teacher is None else teacher
+    taught = load_teacher(spec, source, Path(config.out) / "cache", config.teacher_epochs, say, device)
+    student = config.student if student is None else student
     network = build(student, data.classes, data.shape[0], 0)
     images = normalised(torch.from_numpy(data.train.images[:32]), taught.mean, taught.std)
     plans = _plans(config, network, taught, images)
-    taps = [_taps(n, plan, images) for n, plan in zip((network, taught.network), plans, strict=True)]
+    taps = tuple(_taps(n, plan, images) for n, plan in zip((network, taught.network), plans, strict=True))
     _check_student(taps[0], data)
-    positions = [p for p in taps[0].positions() if p in taps[1].positions()]
-    grammar = loss_grammar(space.space, positions)
-    used = sorted({"logits", *(n for n in grammar.nodes if n in positions)})
-    key = bank_key(data, taught, plans[1], config.protocol, used)
-    bank = cache / "banks" / key
-    write_bank(bank, data, taught, plans[1], config.protocol, used, config.cache_gib, say)
-    examples = (*(assemble({p: t.at(p) for p in used}) for t in taps), torch.from_numpy(data.train.labels[:32]))
-    card = _card(config, source, data, taught, network, student)
-    key = content_key(json.dumps([key, weights_key(network), plans[0].features]))
-    problem = Problem(config, space, grammar, Serial(lambda job: None), examples, tap_table(*taps, *plans), card, key)
-    problem.executor = _executor(config, bank, plans, student, teacher or taught, device, evaluate, examples)
-    return problem
+    return Pair(source, data, taught, student, network, plans, taps, device)
 
 
 def _transfer_set(data: Data, protocol: Protocol) -> Data:
@@ -113,25 +146,24 @@ def _transfer_set(data: Data, protocol: Protocol) -> Data:
     return data.with_labels(protocol.labels)
 
 
-def _executor(config, bank, plans, student, teacher, device, evaluate, examples):
-    if evaluate is not None:
-        from evokd.evaluate.own import OwnTraining
-
-        return Serial(OwnTraining(evaluate, examples))
-    card = open_bank(bank, check=True).card
+def _executor(config: Config, pair: Pair, bank: Path) -> Serial | Workers:
+    """Workers where everything they need is in files, otherwise this process."""
+    live = open_bank(bank, check=True).card["live"]
     workers = config.workers or min(os.cpu_count() or 1, 8)
-    in_memory = (
-        callable(student)
-        or isinstance(teacher, torch.nn.Module)
-        or (card["live"] and not config.teacher.endswith(".safetensors"))
-    )
-    if workers == 1 or in_memory:
-        live = (teacher.network.to(device), plans[1]) if card["live"] else None
-        return Serial(Distiller(open_bank(bank, device), student, plans[0], config.protocol, config.fitness, device, live))
+    if workers == 1 or callable(pair.student) or (live and pair.teacher.path is None):
+        teacher = (pair.teacher.network.to(pair.device), pair.plans[1]) if live else None
+        opened = open_bank(bank, pair.device)
+        return Serial(Distiller(opened, pair.student, pair.plans[0], config.protocol, config.fitness, pair.device, teacher))
     recipe = {
-        "bank": str(bank), "student": student, "plan": plan_as_data(plans[0]), "protocol": config.protocol.model_dump(),
-        "fitness": config.fitness, "device": device, "teacher": config.teacher, "teacher_plan": plan_as_data(plans[1]),
-    }  # fmt: skip
+        "bank": str(bank),
+        "student": pair.student,
+        "plan": asdict(pair.plans[0]),
+        "protocol": config.protocol.model_dump(),
+        "fitness": config.fitness,
+        "device": pair.device,
+        "teacher": str(pair.teacher.path),
+        "teacher_plan": asdict(pair.plans[1]),
+    }
     return Workers(workers, open_distiller, recipe)
 
 
@@ -172,13 +204,20 @@ def _writable(folder: Path) -> None:
         raise EvokdError("--out", "a folder that can be written", f"{folder} ({error.strerror})") from None
 
 
-def _card(config: Config, source: Data, data: Data, teacher: Teacher, network: torch.nn.Module, student) -> dict:
-    known = int((data.train.labels >= 0).sum())
+def _card(pair: Pair) -> dict:
+    """Figures of the pair for reports and tracking."""
+    data, teacher, student = pair.data, pair.teacher, pair.student
     return {
-        "data": source.name, "classes": data.classes, "images": len(data.train), "labels": known,
-        "validation": len(data.validation), "test": len(data.test),
-        "teacher": teacher.name, "teacher_key": teacher.key, "teacher_accuracy": round(teacher.accuracy, 2),
+        "data": pair.source.name,
+        "classes": data.classes,
+        "images": len(data.train),
+        "labels": int((data.train.labels >= 0).sum()),
+        "validation": len(data.validation),
+        "test": len(data.test),
+        "teacher": teacher.name,
+        "teacher_key": teacher.key,
+        "teacher_accuracy": round(teacher.accuracy, 2),
         "teacher_parameters": parameters(teacher.network),
         "student": student if isinstance(student, str) else getattr(student, "__name__", type(student).__name__),
-        "student_parameters": parameters(network),
-    }  # fmt: skip
+        "student_parameters": parameters(pair.network),
+    }

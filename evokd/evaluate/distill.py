@@ -7,9 +7,9 @@ own noise also takes its key. Every evaluation runs on one intra-op thread: two 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +219,3 @@ def open_distiller(recipe: dict) -> Distiller:
         recipe["device"],
         teacher,
     )
-
-
-def plan_as_data(plan: TapPlan) -> dict[str, Sequence[str]]:
-    return asdict(plan)

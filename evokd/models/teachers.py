@@ -35,6 +35,7 @@ class Teacher:
         accuracy: on validation, %.
         mean: of the images it expects.
         std: likewise.
+        path: of its weights, if they lie in a file.
     """
 
     network: nn.Module
@@ -43,6 +44,7 @@ class Teacher:
     accuracy: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    path: Path | None = None
 
 
 def load_teacher(
@@ -58,11 +60,12 @@ def load_teacher(
     Raises:
         EvokdError: missing or corrupt file, weights of another shape, other classes than the data's.
     """
-    mean, std = data.mean, data.std
+    mean, std, path = data.mean, data.std, None
     if isinstance(spec, nn.Module):
         network, name = copy.deepcopy(spec), type(spec).__name__  # the user's own stays as it is
     elif spec.endswith(".safetensors"):
-        network, card = read_weights(Path(spec))
+        path = Path(spec)
+        network, card = read_weights(path)
         name, mean, std = Path(spec).stem, _numbers(card, "mean", spec) or mean, _numbers(card, "std", spec) or std
         if not len(mean) == len(std) == data.shape[0]:
             wanted = f"mean and std of {data.shape[0]} channels, as {data.name} has"
@@ -70,13 +73,16 @@ def load_teacher(
     elif ".py:" in spec:
         network, name = build(spec, data.classes, data.shape[0], 0, "--teacher"), spec
     else:
-        network, name = _cached(spec, data, cache, epochs, progress, device), spec
+        (network, path), name = _cached(spec, data, cache, epochs, progress, device), spec
+        path = path if isinstance(network, ResNet) else None  # what `read_weights` can open again
     _check_classes(network, data, mean, std)
     network.eval().requires_grad_(False)
-    return Teacher(network, name, weights_key(network), accuracy(network, data.validation, mean, std), mean, std)
+    return Teacher(network, name, weights_key(network), accuracy(network, data.validation, mean, std), mean, std, path)
 
 
-def _cached(spec: str, data: Data, cache: Path, epochs: int, progress: Callable[[str], None], device: str) -> nn.Module:
+def _cached(
+    spec: str, data: Data, cache: Path, epochs: int, progress: Callable[[str], None], device: str
+) -> tuple[nn.Module, Path]:
     network = build(spec, data.classes, data.shape[0], derive(0, "teacher", spec), "--teacher")
     key = hashlib.sha256(json.dumps([spec, data.key, epochs, RECIPE]).encode()).hexdigest()[:12]
     path = cache / "teachers" / f"{spec}-{data.name}-{key}.safetensors"
@@ -91,7 +97,7 @@ def _cached(spec: str, data: Data, cache: Path, epochs: int, progress: Callable[
         train_teacher(network, data, epochs, progress, device)
         card = {"arch": spec, "data": data.name, "mean": _text(data.mean), "std": _text(data.std)}
         write_weights(path, network, card)
-    return network
+    return network, path
 
 
 def train_teacher(network: nn.Module, data: Data, epochs: int, progress: Callable[[str], None], device: str = "cpu") -> None:

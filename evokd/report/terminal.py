@@ -64,8 +64,6 @@ class Terminal:
             f"{config.population}, at most {evaluations} trainings of {config.protocol.steps} steps · run {folder}"
         )
 
-    def table_head(self) -> None:
-        self.done()
         self.say(
             f"\n {'gen':>3} {'evals':>6} {'best':>8} {'median':>8}   funnel: proposed → new → sound → trained   seconds  best so far"
         )
