@@ -34,9 +34,13 @@ def baselines(problem: Problem, budget: Budget, terminal: Terminal) -> dict[str,
     config = problem.config
     cache = Path(config.out) / "cache" / "baselines" / _key(problem, budget)
     cache.mkdir(parents=True, exist_ok=True)
-    terminal.status(f"tuning KD: {budget.total} trials")
     repeats = config.protocol.repeats, config.confirm, config.confirm_repeats
-    kd = _cached(cache / "kd.json", lambda: tune_kd(budget.total, problem.executor, SEED, *repeats))
+
+    def tuned() -> list[Entry]:
+        terminal.status(f"tuning KD: {budget.total} trials")
+        return tune_kd(budget.total, problem.executor, SEED, *repeats)
+
+    kd = _cached(cache / "kd.json", tuned)
     best = _cached(cache / "random.json", lambda: _random_search(problem, budget, cache, terminal))
     return {"kd": kd[0], "random": best[0]}
 

@@ -190,9 +190,10 @@ class _Session:
 
     def baselines(self) -> dict[str, Entry]:
         """What the search has to beat, on the same protocol and budget."""
-        known = baselines(self.problem, self.budget, self.terminal) if self.config.baselines else {}
+        spent = replace(self.budget, evaluations=self.search.trained)  # a clock may have ended the search early
+        known = baselines(self.problem, spent, self.terminal) if self.config.baselines else {}
         for name, entry in known.items():
-            self.journal.write("baseline", **asdict(entry) | {"name": name}, trials=self.budget.total)
+            self.journal.write("baseline", **asdict(entry) | {"name": name}, trials=spent.total)
         return known
 
     def notice(self, summary: dict | None) -> None:

@@ -27,10 +27,10 @@ def show(name: str) -> str:
     positions = ["logits", "embedding", "features[-1]", "features[-2]", "features[-3]"]
     grammar = loss_grammar(space, positions)
     lines = [f"space {space.name}, for a pair that shows {', '.join(positions)}", "", "transforms"]
-    lines += [f"  {t:<14}{TRANSFORMS[t].note:<34}{', '.join(TRANSFORMS[t].kinds)}" for t in space.transforms]
+    lines += [f"  {t:<14}{TRANSFORMS[t].note:<40}{', '.join(TRANSFORMS[t].kinds)}" for t in space.transforms]
     lines += [
         "distances",
-        *[f"  {d:<14}{DISTANCES[d].note:<34}{', '.join(DISTANCES[d].kinds)}" for d in space.distances],
+        *[f"  {d:<14}{DISTANCES[d].note:<40}{', '.join(DISTANCES[d].kinds)}" for d in space.distances],
     ]
     lines += ["weight modes", *[f"  {m:<14}{MODES[m].note if m != 'no' else '1'}" for m in space.modes]]
     lines += ["losses by height, constants of the grid included"]
