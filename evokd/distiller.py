@@ -162,6 +162,7 @@ class _Session:
             return self.through()
         except KeyboardInterrupt:
             self.mirror.stop("KILLED")
+            self.terminal.say(f"\n stopped; to go on: python -m evokd.evolve distiller --resume {self.folder}")
             raise
         except BaseException:
             self.mirror.stop("FAILED")

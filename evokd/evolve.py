@@ -64,10 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evokd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nevokd: interrupted; finished generations are in the run folder, continue with --resume RUN",
-            file=sys.stderr,
-        )
+        print("evokd: interrupted", file=sys.stderr)
         return 130
 
 

@@ -136,6 +136,7 @@ class Search:
         """Write the generation's summary and move on."""
         self.clock += seconds
         summary = summarise(self.individuals, self.generation) | counts
+        summary["cache_hits"] = counts["proposed"] - counts["new"]
         summary |= {"trained": trained, "evaluations": self.trained, "seconds": round(seconds, 3)}
         best = min(self.individuals, key=rank)
         summary["best_text"] = self.grammar.write(best) if best.ok else ""
