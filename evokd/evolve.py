@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evokd: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("evokd: interrupted", file=sys.stderr)
+        print("evokd: interrupted; a run that had begun goes on with --resume RUN", file=sys.stderr)
         return 130
 
 
