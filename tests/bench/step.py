@@ -1,5 +1,6 @@
 """One training step with a loss and a cached teacher against a cross-entropy step of the same student."""
 
+import sys
 import tempfile
 import time
 
@@ -21,14 +22,15 @@ LOSSES = {
 }
 
 
-def main() -> None:
-    for student in ("conv3w8", "resnet8w4", "resnet8w8"):
+def main(count: int = 15, students: str = "conv3w8,resnet8w4,resnet8w8") -> None:
+    """`count` rounds for each student."""
+    for student in students.split(","):
         with tempfile.TemporaryDirectory() as out:
             settings = {"out": out, "workers": 1, "student": student, "teacher_epochs": 2, "tracking_uri": "none"}
             problem = open_problem(make_config(settings, [f"protocol.steps={STEPS}"]), lambda line: None)
             distiller = problem.executor.evaluate
             cases = {name: _case(distiller, text) for name, text in LOSSES.items()}
-            print(table(rounds(cases, 15), "cross-entropy", f"step-{student}"), flush=True)
+            print(table(rounds(cases, int(count)), "cross-entropy", f"step-{student}"), flush=True)
 
 
 def _case(distiller, text: str | None):
@@ -43,4 +45,4 @@ def _case(distiller, text: str | None):
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
