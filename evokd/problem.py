@@ -21,6 +21,7 @@ from evokd.evaluate.distill import Distiller, Job, open_distiller
 from evokd.evaluate.gates import probe
 from evokd.evaluate.own import OwnTraining
 from evokd.executor import Serial, Workers
+from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, content_key
 from evokd.losses.language import loss_grammar
@@ -62,8 +63,9 @@ class Problem:
         """Reason to refuse a candidate, or an empty text."""
         return probe(tree, *self.examples)
 
-    def job(self, individual: Individual, seeds: tuple[int, ...], split: str = "validation") -> Job:
-        return Job(tuple(n.name for n in individual), seeds, split=split, key=content_key(self.grammar.write(individual)))
+    def job(self, individual: Individual, seeds: tuple[int, ...]) -> Job:
+        """The evaluation of a candidate on validation."""
+        return Job(tuple(to_names(individual)), seeds, key=content_key(self.grammar.write(individual)))
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,12 @@ def _transfer_set(data: Data, protocol: Protocol) -> Data:
 
 def _executor(config: Config, pair: Pair, bank: Path) -> Serial | Workers:
     """Workers where everything they need is in files, otherwise this process."""
-    live = open_bank(bank, check=True).card["live"]
+    checked = open_bank(bank, check=True)
+    live = checked.card["live"]
     workers = config.workers or min(os.cpu_count() or 1, 8)
     if workers == 1 or callable(pair.student) or (live and pair.teacher.path is None):
         teacher = (pair.teacher.network.to(pair.device), pair.plans[1]) if live else None
-        opened = open_bank(bank, pair.device)
+        opened = checked if pair.device == "cpu" else open_bank(bank, pair.device)
         return Serial(Distiller(opened, pair.student, pair.plans[0], config.protocol, config.fitness, pair.device, teacher))
     recipe = {
         "bank": str(bank),

@@ -138,8 +138,8 @@ class Search:
         summary = summarise(self.individuals, self.generation) | counts
         summary["cache_hits"] = counts["proposed"] - counts["new"]
         summary |= {"trained": trained, "evaluations": self.trained, "seconds": round(seconds, 3)}
-        best = min(self.individuals, key=rank)
-        summary["best_text"] = self.grammar.write(best) if best.ok else ""
+        best = summary["best_id"]
+        summary["best_text"] = "" if best is None else self.grammar.write(self.individuals[best])
         self.journal.write("generation", arm=self.name, **summary)
         self.journal.sync()
         self.generation += 1

@@ -21,7 +21,7 @@ A distillation loss evolved by evokd. Student and teacher are given as mappings 
 {positions}
 The task loss is not part of it: the loss was found beside {gamma} · cross-entropy, averaged over the whole batch.
 
-    loss = {call}
+    loss = EvolvedLoss()
     total = {gamma} * cross_entropy + loss(student, teacher, labels)
 """
 
@@ -81,7 +81,7 @@ def _header(tree: Sequence[Node], terms: Sequence[Term], gamma: float | None) ->
     used = dict.fromkeys(c.name for term in terms for c in term.distance.walk() if not c.args)
     positions = "\n".join(f"    {p}: {_SHAPES.get(p, '(N,C,H,W) after a stage, the last stage is [-1]')}" for p in used)
     weight = "γ" if gamma is None else write_number(gamma)
-    return _HEADER.format(text=write_loss(tree), positions=positions, gamma=weight, call="EvolvedLoss()")
+    return _HEADER.format(text=write_loss(tree), positions=positions, gamma=weight)
 
 
 def _operators(terms: Sequence[Term]) -> str:

@@ -25,7 +25,8 @@ class Terminal:
         self.errors = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._spinner = self.console.status("") if self.console.is_terminal else None
         self._said: dict[str, float] = {}
-        self._start = time.perf_counter()
+        self._start = self._arm_time = time.perf_counter()
+        self._arm: Search | None = None
 
     def say(self, text: str = "") -> None:
         self.console.print(text, markup=False)
@@ -78,7 +79,7 @@ class Terminal:
         self.status(f"{search.name}: {done}/{total} trained{best}{left}")
 
     def _arm_start(self, search: Search) -> float:
-        if getattr(self, "_arm", None) is not search:
+        if self._arm is not search:
             self._arm, self._arm_time = search, time.perf_counter()
         return self._arm_time
 
