@@ -22,6 +22,7 @@ from evokd.genome.codec import write_number
 from evokd.genome.individual import rank
 from evokd.journal import Journal, read_events, read_outcome
 from evokd.losses.language import parse_loss, tree_from_names
+from evokd.losses.own import load_operators
 from evokd.mirror import Mirror
 from evokd.problem import Problem, open_problem
 from evokd.report.page import write_report
@@ -94,9 +95,12 @@ def resume(folder: Path, terminal: Terminal, changes: Mapping[str, Any] | None =
     """Continue a run, or extend a finished one, from its folder.
 
     Raises:
-        EvokdError: not a run folder, or `changes` that would alter the search itself.
+        EvokdError: not a run folder, `changes` that would alter the search itself, or users' operators that are not named again:
+            a folder alone makes no code run.
     """
     old = read_config(folder / "config.toml")
+    if old.operators and not (changes or {}).get("operators"):
+        raise EvokdError("--resume", "--operators " + " ".join(old.operators) + ", as the run had", "none")
     new = change_config(old, {**(changes or {}), "out": str(folder.parent)}, overrides)
     for key, was, now in _drift(old, new):
         hint = f"only {', '.join(sorted(MAY_CHANGE))} may change"
@@ -125,9 +129,10 @@ def run(
     """One search in its folder; see `evolve_distiller`. With `folder` the run there goes on."""
     if config.controller not in CONTROLLERS:
         raise unknown("--controller", "a controller", config.controller, CONTROLLERS)
+    load_operators(config.operators)
     seeds = [read_loss(spec, "--seed-with") for spec in config.seed_with]
     events = read_events(folder) if folder else None
-    problem = open_problem(config, terminal.status, download=download, evaluate=evaluate, **objects)
+    problem = open_problem(config, terminal.status, seeds, download=download, evaluate=evaluate, **objects)
     try:
         folder = folder or new_folder(config, problem.card["data"], problem.space.text)
         with FileLock(folder / ".lock", timeout=0):

@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--seed-with", action="append", metavar="LOSS", help="known name, text or loss.json for the first generation"
     )
+    search.add_argument("--operators", action="append", metavar="FILE.py:FN", help="an operator of your own")
     search.add_argument("--seed", type=int, metavar="N")
     run = distiller.add_argument_group("the run")
     run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
@@ -81,8 +82,9 @@ def evolve(given: dict) -> int:
     for name in ("teacher_taps", "student_taps"):
         if name in given:
             given[name] = tuple(path.strip() for path in given[name].split(","))
-    if "seed_with" in given:
-        given["seed_with"] = tuple(given["seed_with"])
+    for name in ("seed_with", "operators"):
+        if name in given:
+            given[name] = tuple(given[name])
     protocol = {name: given.pop(name) for name in ("transfer", "labels") if name in given}
     if folder:
         resume(Path(folder), terminal, {**given, "protocol": protocol}, overrides)

@@ -10,7 +10,7 @@ from evokd.errors import EvokdError
 from evokd.genome.codec import to_names
 from evokd.losses import formula, source
 from evokd.losses.known import KNOWN
-from evokd.losses.language import parse_loss, tree_from_names, write_loss
+from evokd.losses.language import parse_loss, to_terms, tree_from_names, write_loss
 from evokd.losses.taps import Taps
 
 FORMAT = "evokd-loss-1"
@@ -19,7 +19,7 @@ FORMAT = "evokd-loss-1"
 def export_loss(
     folder: Path, tree: list, gamma: float, pair: tuple[Taps, Taps] | None = None, about: dict | None = None
 ) -> list[Path]:
-    """Write loss.json, loss.py, loss.tex and loss.sympy.txt; the paths written.
+    """Write loss.json, loss.py, loss.tex and loss.sympy.txt (the first alone where a term has trained parts); the paths written.
 
     Args:
         folder: made if missing.
@@ -29,19 +29,24 @@ def export_loss(
         about: origin and figures, kept in loss.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    student, teacher = pair or (None, None)
+    body = {"format": FORMAT, "text": write_loss(tree), "tree": to_names(tree), "gamma": gamma, **(about or {})}
+    texts = {"loss.json": json.dumps(body, indent=1, ensure_ascii=False) + "\n"}
+    if not any(term.module for term in to_terms(tree)):
+        texts |= _formulas(tree, gamma, *(pair or (None, None)))
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def _formulas(tree: list, gamma: float, student: Taps | None, teacher: Taps | None) -> dict[str, str]:
+    """File name → text, of the forms that only a formula has."""
     told = formula.to_sympy(tree, student, teacher)
     note = f"total = {gamma:g} * cross_entropy + L"
-    body = {"format": FORMAT, "text": write_loss(tree), "tree": to_names(tree), "gamma": gamma, **(about or {})}
-    texts = {
-        "loss.json": json.dumps(body, indent=1, ensure_ascii=False) + "\n",
+    return {
         "loss.py": source.to_torch_source(tree, student, teacher, gamma),
         "loss.tex": f"% {write_loss(tree)}\n% {note}\n" + "".join(f"% {line}\n" for line in told.legend()) + told.latex(),
         "loss.sympy.txt": told.pretty() + f"# {note}\n\n# SymPy constructors\n" + told.srepr(),
     }
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    return [folder / name for name in texts]
 
 
 def read_loss(spec: str, where: str = "--loss") -> list:

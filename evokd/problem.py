@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, content_key
 from evokd.losses.language import loss_grammar
+from evokd.losses.own import load_operators
+from evokd.losses.program import compile_loss
 from evokd.losses.taps import Taps
 from evokd.models.tapping import Tapped, TapPlan, plan_taps, tap_table
 from evokd.models.teachers import Teacher, load_teacher, weights_key
@@ -98,12 +100,15 @@ class Pair:
         return [p for p in self.taps[0].positions() if p in self.taps[1].positions()]
 
 
-def open_problem(config: Config, say: Say, *, download: bool = False, evaluate: Callable | None = None, **objects) -> Problem:
+def open_problem(
+    config: Config, say: Say, seeds: Sequence[list] = (), *, download: bool = False, evaluate: Callable | None = None, **objects
+) -> Problem:
     """Data, teacher and student checked and recorded.
 
     Args:
         config: the search.
         say: progress line by line.
+        seeds: losses of the first generation, which may read more than the space does.
         download: allow torchvision to fetch data.
         evaluate: (DistillLoss) → float, the user's own training instead of the short distillation.
         **objects: instead of what the configuration names, `teacher` (an `nn.Module`), `student` (a callable that takes K and returns
@@ -113,18 +118,33 @@ def open_problem(config: Config, say: Say, *, download: bool = False, evaluate: 
         EvokdError: anything about the pair that cannot work.
     """
     torch.set_num_threads(1)
+    own = load_operators(config.operators)
     space = read_space(config.space)
     _writable(Path(config.out))
     pair = _pair(config, say, download, **objects)
     grammar = loss_grammar(space.space, pair.positions)
-    used = sorted({"logits", *(p for p in pair.positions if p in grammar.nodes)})
+    used = _used(pair, grammar, seeds)
     key = bank_key(pair.data, pair.teacher, pair.plans[1], config.protocol, used)
     folder = Path(config.out) / "cache" / "banks" / key
     write_bank(folder, pair.data, pair.teacher, pair.plans[1], config.protocol, used, config.cache_gib, say)
-    examples = (*(assemble({p: t.at(p) for p in used}) for t in pair.taps), torch.from_numpy(pair.data.train.labels[:32]))
+    examples = (*(_shown(taps, used) for taps in pair.taps), torch.from_numpy(pair.data.train.labels[:32]))
     executor = Serial(OwnTraining(evaluate, examples)) if evaluate else _executor(config, pair, folder)
-    key = content_key(json.dumps([key, weights_key(pair.network), pair.plans[0].features]))
+    key = content_key(json.dumps([key, weights_key(pair.network), pair.plans[0].features, *([own] if own else [])]))
     return Problem(config, space, grammar, executor, examples, tap_table(*pair.taps, *pair.plans), _card(pair), key)
+
+
+def _used(pair: Pair, grammar: Grammar, seeds: Sequence[list]) -> list[str]:
+    """Positions that a loss of the space, or one of the seeds, may read.
+
+    Raises:
+        EvokdError: if a seed reads what the pair does not show.
+    """
+    read = [position for tree in seeds for position in compile_loss(tree, *pair.taps).needs]
+    return sorted({"logits", *(p for p in pair.positions if p in grammar.nodes), *read})
+
+
+def _shown(taps: Taps, used: Sequence[str]) -> Taps:
+    return assemble({p: taps.at(p) for p in {*used, "embedding"} if p in taps.positions() and p != "teacher_head"}, taps.head)
 
 
 def _pair(config: Config, say: Say, download: bool, teacher=None, student=None, data=None) -> Pair:
@@ -163,6 +183,7 @@ def _executor(config: Config, pair: Pair, bank: Path) -> Serial | Workers:
         "plan": asdict(pair.plans[0]),
         "protocol": config.protocol.model_dump(),
         "fitness": config.fitness,
+        "operators": config.operators,
         "device": pair.device,
         "teacher": str(pair.teacher.path),
         "teacher_plan": asdict(pair.plans[1]),

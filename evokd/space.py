@@ -11,6 +11,8 @@ from pathlib import Path
 from evokd.errors import EvokdError, closest, unknown
 from evokd.losses.distances import DISTANCES
 from evokd.losses.language import POSITIONS, LossSpace
+from evokd.losses.modules import MODULES
+from evokd.losses.schedules import SCHEDULES
 from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES
 
@@ -20,8 +22,9 @@ _TABLES = {
     "transforms": TRANSFORMS,
     "distances": DISTANCES,
     "modes": {"no": None, **MODES},
-    "positions": {"features": None, **POSITIONS},
+    "positions": {"features": None, "pre_relu": None, **POSITIONS},
 }
+_OPTIONAL = {"one_sided": TRANSFORMS, "schedules": SCHEDULES, "modules": MODULES}
 _NUMBERS = {"values", "taus"}
 _LIMITS = {"max_terms": (1, 8), "max_transforms": (0, 6)}
 
@@ -61,13 +64,17 @@ def read_space(name: str, task: str = "distiller") -> SpaceFile:
 
 
 def _checked(name: str, raw: dict, where: str) -> LossSpace:
-    known = {"task", *_TABLES, *_NUMBERS, *_LIMITS}
+    known = {"task", *_TABLES, *_OPTIONAL, *_NUMBERS, *_LIMITS}
     for key in raw:
         if key not in known:
             raise unknown(where, "a key of a distiller space", key, known)
     if raw.get("task") != "distiller":
         raise EvokdError(f"{where}, task", "'distiller'", repr(raw.get("task")))
     fields: dict = {key: _names(raw, key, table, where) for key, table in _TABLES.items()}
+    fields |= {key: _names(raw, key, table, where) for key, table in _OPTIONAL.items() if key in raw}
+    for i, name in enumerate(fields.get("one_sided", ())):
+        if not TRANSFORMS[name].keeps_shape:
+            raise EvokdError(f"{where}, one_sided[{i}]", "an operator that keeps the shape", name)
     fields |= {key: _grid(raw, key, where) for key in _NUMBERS}
     fields |= {key: _limit(raw, key, low, high, where) for key, (low, high) in _LIMITS.items()}
     return LossSpace(name=name, **fields)
@@ -75,7 +82,7 @@ def _checked(name: str, raw: dict, where: str) -> LossSpace:
 
 def _names(raw: dict, key: str, table: dict, where: str) -> tuple[str, ...]:
     values = raw.get(key)
-    if not isinstance(values, list) or (not values and key != "transforms"):
+    if not isinstance(values, list) or (not values and key not in {"transforms", *_OPTIONAL}):
         raise EvokdError(f"{where}, {key}", "a list of names", repr(values)[:60])
     for i, value in enumerate(values):
         if not isinstance(value, str) or value not in table:

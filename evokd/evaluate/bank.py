@@ -23,13 +23,13 @@ from evokd.config import Protocol
 from evokd.data import Data
 from evokd.errors import EvokdError
 from evokd.losses.program import module_name
-from evokd.losses.taps import Taps
+from evokd.losses.taps import Taps, split_position
 from evokd.models.tapping import Tapped, TapPlan
 from evokd.models.teachers import Teacher
 from evokd.models.views import augmented, draw_views, normalised
 from evokd.streams import derive
 
-VERSION = 1
+VERSION = 2
 CHUNK = 250
 READY_BYTES = 128 * 2**20  # up to this size all augmented views are kept ready
 
@@ -44,6 +44,7 @@ class Bank:
         views: (V,N,3), see `models.views`.
         taps: position → (V,N,…) float32, the teacher's on the training views; empty when the teacher runs live.
         logits: split → (N,K), the teacher's on the plain images of validation and test.
+        head: (weight (K,D), bias (K,)) of the teacher's classifier, where it shows one.
         card: classes, mean, std, shift, positions, whether the teacher runs live.
         ready: (V,N,C,H,W) float32, all views applied and normalised, where that is small; None otherwise.
     """
@@ -54,6 +55,7 @@ class Bank:
     taps: dict[str, Tensor]
     logits: dict[str, Tensor]
     card: dict
+    head: tuple[Tensor, Tensor] | None = None
     ready: Tensor | None = None
 
     def batch(self, index: Tensor, view: Tensor) -> Tensor:
@@ -67,15 +69,19 @@ class Bank:
 
     def teacher_taps(self, index: Tensor, view: Tensor, positions: Iterable[str] | None = None) -> Taps:
         """The recorded taps of a batch, at some positions or at all."""
-        return assemble({p: self.taps[p][view, index] for p in (self.taps if positions is None else positions)})
+        wanted = self.taps if positions is None else [p for p in positions if p in self.taps]
+        return assemble({p: self.taps[p][view, index] for p in wanted}, self.head)
 
 
-def assemble(taps: dict[str, Tensor]) -> Taps:
+def assemble(taps: dict[str, Tensor], head: tuple[Tensor, Tensor] | None = None) -> Taps:
     """Taps from position → tensor; stages that were not recorded are empty."""
-    stages = sorted((p for p in taps if p.startswith("features")), key=lambda p: int(p[9:-1]))
-    deepest = -int(stages[0][9:-1]) if stages else 0
-    features = tuple(taps.get(f"features[{-i}]", torch.empty(0)) for i in range(deepest, 0, -1))
-    return Taps(taps["logits"], taps.get("embedding"), features)
+
+    def stages(name: str) -> tuple[Tensor, ...]:
+        deepest = max((-index for of, index in map(split_position, taps) if of == name), default=0)
+        return tuple(taps.get(f"{name}[{-i}]", torch.empty(0)) for i in range(deepest, 0, -1))
+
+    single = [taps.get(name) for name in ("embedding", "tokens", "attention")]
+    return Taps(taps["logits"], single[0], stages("features"), *single[1:], stages("pre_relu"), head)
 
 
 def bank_key(data: Data, teacher: Teacher, plan: TapPlan, protocol: Protocol, positions: Sequence[str]) -> str:
@@ -87,6 +93,7 @@ def bank_key(data: Data, teacher: Teacher, plan: TapPlan, protocol: Protocol, po
         teacher.mean,
         teacher.std,
         plan.features,
+        plan.pre_relu,
         protocol.views,
         protocol.shift,
         sorted(positions),
@@ -119,6 +126,7 @@ def write_bank(
     count = len(data.train)
     views = draw_views(draw, protocol.views * count, protocol.shift, data.flip).view(protocol.views, count, 3)
     np.save(part / "views.npy", views.numpy())
+    positions = [p for p in positions if p != "teacher_head"]  # the embedding through the head, which is kept whole
     with Tapped(teacher.network, plan) as tapped:
         live = not _record(part, tapped, data, teacher, views, protocol.shift, positions, cap_gib, progress)
     card = {
@@ -138,6 +146,8 @@ def _record(part, tapped, data, teacher, views, shift, positions, cap_gib, progr
         np.save(part / f"{name}_logits.npy", torch.cat(chunks).numpy())
     images = torch.from_numpy(data.train.images)
     example = tapped(normalised(images[:2], teacher.mean, teacher.std))
+    for name, values in zip(("weight", "bias"), example.head or (), strict=False):
+        np.save(part / f"head_{name}.npy", values.numpy())
     shapes = {p: (len(views), len(images), *example.at(p).shape[1:]) for p in positions}
     if sum(4 * int(np.prod(shape)) for shape in shapes.values()) > cap_gib * 2**30:
         return False
@@ -180,6 +190,7 @@ def open_bank(folder: Path, device: str = "cpu", check: bool = False) -> Bank:
         {p: tensors[f"taps_{module_name(p)}"] for p in card["positions"] if f"taps_{module_name(p)}" in tensors},
         {s: tensors[f"{s}_logits"] for s in splits[1:]},
         card,
+        (tensors["head_weight"], tensors["head_bias"]) if "head_weight" in tensors else None,
     )
     return replace(bank, ready=_ready(bank))
 

@@ -22,9 +22,10 @@ from evokd.evaluate.bank import Bank, open_bank
 from evokd.evaluate.fitness import FITNESS, mean_of, measure
 from evokd.genome.individual import Outcome, Status
 from evokd.losses.language import tree_from_names
+from evokd.losses.own import load_operators
 from evokd.losses.program import DistillLoss, compile_loss
 from evokd.losses.taps import Taps
-from evokd.models.tapping import Tapped, TapPlan
+from evokd.models.tapping import Tapped, TapPlan, logits_of
 from evokd.models.zoo import build
 from evokd.streams import derive
 
@@ -186,7 +187,7 @@ class Distiller:
     def examine(self, network: nn.Module, split: str) -> dict[str, float]:
         network.eval()
         images = self.bank.images[split]
-        logits = torch.cat([network(self.bank.normalised(chunk)) for chunk in images.split(1000)])
+        logits = torch.cat([logits_of(network, self.bank.normalised(chunk)) for chunk in images.split(1000)])
         if not torch.isfinite(logits).all():
             raise DivergedError("the trained student's logits are not finite")
         figures = measure(logits, self.bank.logits[split], self.bank.labels[split])
@@ -203,6 +204,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def open_distiller(recipe: dict) -> Distiller:
     """A worker's distiller from plain data: folder of the bank, student, taps, protocol, fitness, device."""
     torch.set_num_threads(1)
+    load_operators(recipe["operators"])
     bank = open_bank(Path(recipe["bank"]), recipe["device"])
     teacher = None
     if bank.card["live"]:

@@ -14,6 +14,8 @@ _HOME = {
     "to_sympy": "formula",
     "to_latex": "formula",
     "to_torch_source": "source",
+    "transform": "operators",
+    "distance": "operators",
 }
 __all__ = list(_HOME)
 

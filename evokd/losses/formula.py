@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import sympy as sp
@@ -18,14 +18,16 @@ from sympy.printing.mathml import mathml
 
 from evokd.errors import EvokdError
 from evokd.genome.grammar import Node
+from evokd.losses import schedules
 from evokd.losses.distances import DISTANCES
-from evokd.losses.language import Call, Term, to_terms, write_loss
-from evokd.losses.program import comparable, position_of
+from evokd.losses.language import NO, Call, Term, to_terms, write_loss
+from evokd.losses.program import comparable, read_tap
+from evokd.losses.schedules import Number, Schedule
 from evokd.losses.taps import Taps
 from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES
 
-CONNECTED = "S connected"
+T = sp.Symbol("t", real=True)
 LETTERS = "ijklm"
 DUMMIES = "pqruvw"
 
@@ -124,13 +126,41 @@ class Builder:
     def mean_axes(self, a: Array, index: Sequence, axes: Sequence[int], pick: Callable) -> sp.Expr:
         return self.sum_axes(a, index, axes, pick) / self.size(a, axes)
 
-    def dot(self, a: Array, left: Sequence, right: Sequence, axes: Sequence[int]) -> sp.Expr:
-        """Σ over axes of a[left] · a[right]."""
+    def dot(self, a: Array, left: Sequence, right: Sequence, axes: Sequence[int], pick: Callable = lambda x, y: x * y) -> sp.Expr:
+        """Σ over axes of a[left] · a[right], or of pick of both."""
         left, right, limits = list(left), list(right), []
         for axis in axes:
             left[axis] = right[axis] = self.dummy()
             limits.append((left[axis], 0, a.sizes[axis] - 1))
-        return sp.Sum(a[tuple(left)] * a[tuple(right)], *limits)
+        return sp.Sum(pick(a[tuple(left)], a[tuple(right)]), *limits)
+
+    def if_(self, condition, then, otherwise) -> sp.Expr:
+        """`then` where the condition holds, `otherwise` elsewhere."""
+        return sp.Piecewise((then, condition), (otherwise, True))
+
+    def max_over(self, body: Callable, windows: Sequence[tuple]) -> sp.Expr:
+        """Greatest value of body(indices), each index from its low to its high end."""
+        indices = [self.dummy() for _ in windows]
+        return MaxOver(body(*indices), *[(i, low, high) for i, (low, high) in zip(indices, windows, strict=True)])
+
+    def mean_pool(self, a: Array, sides: Sequence) -> Array:
+        """Adaptive average pool of the axes of space to given sizes."""
+
+        def at(i, j, *k):
+            windows = _windows(k, a.sizes[2:], sides)
+            indices = [self.dummy() for _ in windows]
+            limits = [(index, low, high) for index, (low, high) in zip(indices, windows, strict=True)]
+            return sp.Sum(a[(i, j, *indices)], *limits) / sp.Mul(*[high - low + 1 for low, high in windows])
+
+        return self.let((*a.sizes[:2], *sides), at)
+
+    def max_pool(self, a: Array, sides: Sequence) -> Array:
+        """Adaptive max-pool of the axes of space to given sizes."""
+
+        def at(i, j, *k):
+            return self.max_over(lambda *p: a[(i, j, *p)], _windows(k, a.sizes[2:], sides))
+
+        return self.let((*a.sizes[:2], *sides), at)
 
     def extreme(self, which, a: Array) -> sp.Expr:
         """Greatest or least entry of an array, as a scalar of its own."""
@@ -161,14 +191,22 @@ class Builder:
         return tuple(found)
 
 
+def _windows(index: Sequence, sizes: Sequence, pooled: Sequence) -> list[tuple]:
+    """(first, last) index of PyTorch's adaptive windows: ⌊i·H/h⌋ … ⌈(i+1)·H/h⌉ − 1."""
+    return [
+        (sp.floor(i * size / small), sp.ceiling((i + 1) * size / small) - 1)
+        for i, size, small in zip(index, sizes, pooled, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Formula:
     """A loss in index notation.
 
     Attributes:
         text: the loss in evokd's notation.
-        taps: input arrays by (side, position); side is S, T, or `S connected` for the student's tap behind its connector;
-            `labels` under ("", "labels").
+        taps: input arrays by (side, position), side S or T; labels under ("", "labels"), the masks m_1, m_2, … under ("", "m_1"), the
+            weight of a connector under ("W", position), the teacher's classifier under ("T", "weight") and ("T", "bias").
         lets: definitions in order of use.
         loss: L in terms of them.
     """
@@ -191,9 +229,9 @@ class Formula:
                 raise EvokdError("inline", f"at most {limit} operations", "more", "read the definitions, or raise the limit")
         return expression
 
-    def evaluate(self, values: dict[tuple[str, str], np.ndarray]) -> float:
-        """The loss in NumPy float64, for arrays given by (side, position)."""
-        sizes: dict[sp.Symbol, int] = {}
+    def evaluate(self, values: dict[tuple[str, str], np.ndarray], progress: float = 1.0) -> float:
+        """The loss in NumPy, for arrays given by (side, position), at a share of training done."""
+        sizes: dict[sp.Symbol, float] = {T: np.longdouble(progress)}
         arrays: dict[str, np.ndarray] = {}
         for where, array in self.taps.items():
             given = np.asarray(values[where])
@@ -231,28 +269,61 @@ class Formula:
     def legend(self) -> list[str]:
         """What the letters stand for."""
         lines = []
-        for (side, position), array in self.taps.items():
-            who = {"S": "student's", CONNECTED: "student's", "T": "teacher's", "": ""}[side]
-            behind = " behind its connector" if side == CONNECTED else ""
+        for (side, name), array in self.taps.items():
             sizes = ", ".join(map(str, array.sizes))
-            lines.append(f"{array.name}: {who} {position}{behind}, sizes ({sizes})".replace(":  ", ": "))
-        return [*lines, "indices run from 0"]
+            lines.append(f"{array.name}: {_WHAT[side](name)}, sizes ({sizes})")
+        moving = any(T in right.free_symbols for _, right in self.equations)
+        return [*lines, *(["t: share of training done, from 0 to 1"] if moving else []), "indices run from 0"]
 
 
-def to_sympy(tree: Sequence[Node], student: Taps | None = None, teacher: Taps | None = None) -> Formula:
+_WHAT = {
+    "S": lambda name: f"student's {name}",
+    "T": lambda name: f"teacher's {name}",
+    "W": lambda name: f"weight of the student's connector at {name}",
+    "": lambda name: "class of each sample, -1 where unknown" if name == "labels" else "random mask of 0 and 1",
+}
+
+
+def to_sympy(
+    tree: Sequence[Node], student: Taps | None = None, teacher: Taps | None = None, gamma: float | None = None
+) -> Formula:
     """A loss as definitions over indexed tensors, equal in value to the compiled loss.
 
     Args:
         tree: the loss.
         student: example taps of the pair, which tell where shapes differ; without them both sides have equal sizes.
         teacher: example taps.
+        gamma: adds gamma · cross-entropy, the task loss of the protocol.
+
+    Raises:
+        EvokdError: if a term has trained parts or memory.
     """
-    return _Writer(student, teacher).formula(tree)
+    return _Writer(student, teacher).formula(tree, gamma)
 
 
 def to_latex(tree: Sequence[Node], student: Taps | None = None, teacher: Taps | None = None) -> str:
     """The formula of a loss as a LaTeX `aligned` block."""
     return to_sympy(tree, student, teacher).latex()
+
+
+def tabulate(
+    formula: Callable, inputs: Sequence[np.ndarray], extra: Sequence[np.ndarray], params: Sequence[float], mask
+) -> np.ndarray:
+    """The value of one operator's formula on given arrays, to check it by itself."""
+    b, arrays, given, sizes = Builder(), {}, [], {}
+    for count, value in enumerate([*inputs, *extra]):
+        if mask and count == len(inputs):
+            value = value.reshape([value.shape[axis] for axis in mask[1] if axis < value.ndim])
+        axes = [sp.Symbol(f"n{count}_{axis}", integer=True, positive=True) for axis in range(value.ndim)]
+        shared = {size: symbol for symbol, size in sizes.items()}
+        axes = [shared.get(size, axis) for axis, size in zip(axes, value.shape, strict=True)]
+        given.append(Array(f"x{count}", tuple(axes)))
+        arrays[f"x{count}"] = value.astype(np.longdouble) if value.dtype.kind == "f" else value
+        sizes |= dict(zip(axes, value.shape, strict=True))
+    out = formula(b, *given, *map(number, params))
+    for let in b.lets:
+        arrays[let.array.name] = _tabulate(let, sizes, arrays)
+    return np.asarray(arrays[out.name], dtype=float)
 
 
 class _Writer:
@@ -264,61 +335,116 @@ class _Writer:
         self.taps: dict[tuple[str, str], Array] = {}
         self.known: dict[tuple, Array] = {}
 
-    def formula(self, tree: Sequence[Node]) -> Formula:
-        total = sp.Add(*[self.term(term) for term in to_terms(tree)], evaluate=False)
-        return Formula(write_loss(tree), self.taps, tuple(self.b.lets), total)
+    def formula(self, tree: Sequence[Node], gamma: float | None) -> Formula:
+        terms = [self.term(term) for term in to_terms(tree)]
+        if gamma is not None:
+            terms.append(number(gamma) * self.cross_entropy())
+        return Formula(write_loss(tree), self.taps, tuple(self.b.lets), sp.Add(*terms, evaluate=False))
 
     def term(self, term: Term) -> sp.Expr:
+        if term.module:
+            raise EvokdError(
+                str(term), "a loss that is a formula", "one with trained parts or memory", "it is code: losses/modules.py"
+            )
         value = term.distance.args[0]
-        s, t = self.value(value, self.student_side(value)), self.value(value, "T")
+        connect = self.pair is not None and not comparable(value, *self.pair)
+        s, t = self.value(value, "S", connect), self.value(value, "T", False)
         self.b.side = ""
-        params = map(sp.Rational, map(str, term.distance.params))
-        distance = DISTANCES[term.distance.name].formula(self.b, s, t, *params)
-        return sp.Rational(str(term.weight)) * self.mean(distance, self.mode(term.mode))
+        distance = DISTANCES[term.distance.name].formula(self.b, s, t, *map(number, term.distance.params))
+        return number(term.weight) * self.mean(distance, self.mode(term.mode))
 
-    def student_side(self, value: Call) -> str:
-        """Whether a chain reads the student's tap as it is or behind its connector; without a pair shapes are taken as equal."""
-        if self.pair is None:
-            return "S"
-        s, t = (taps.at(position_of(value)) for taps in self.pair)
-        return "S" if s.shape[1:] == t.shape[1:] or comparable(value, s, t) else CONNECTED
+    def value(self, call: Call, side: str, connect: bool) -> Array:
+        if (call, side, connect) not in self.known:
+            self.known[call, side, connect] = self.made(call, side, connect) if call.args else self.leaf(call.name, side, connect)
+        return self.known[call, side, connect]
 
-    def value(self, call: Call, side: str) -> Array:
-        if (call, side) not in self.known:
-            if call.args:
-                below = self.value(call.args[0], side)
-                self.b.side = side[0]
-                params = map(sp.Rational, map(str, call.params))
-                self.known[call, side] = TRANSFORMS[call.name].formula(self.b, below, *params)
-            else:
-                self.known[call, side] = self.tap(call.name, side)
-        return self.known[call, side]
+    def made(self, call: Call, side: str, connect: bool) -> Array:
+        below = [self.value(arg, side, connect) for arg in call.args]
+        if call.side and call.side[0].upper() != side:
+            return below[0]
+        operator = TRANSFORMS[call.name]
+        extra = [self.labels(below[0].sizes[0])] if operator.labels else []
+        if operator.mask:
+            extra = [self.mask(call, [below[0].sizes[axis] for axis in operator.mask[1] if axis < len(below[0].sizes)])]
+        self.b.side = side
+        return operator.formula(self.b, *below, *extra, *map(number, call.params))
+
+    def mask(self, call: Call, sizes: Sequence) -> Array:
+        """One array of 0 and 1 for both sides."""
+        if ("mask", call) not in self.known:
+            name = f"m_{1 + sum(side == '' and name != 'labels' for side, name in self.taps)}"
+            self.known["mask", call] = self.taps["", name] = Array(name, tuple(sizes))
+        return self.known["mask", call]
+
+    def labels(self, size) -> Array:
+        return self.taps.setdefault(("", "labels"), Array("y", (size,)))
+
+    def leaf(self, position: str, side: str, connect: bool) -> Array:
+        """A tap as the operators see it: behind its connector, and channels first."""
+        if position == "teacher_head":
+            return self.head(side)
+        tap = self.tap(position, side)
+        self.b.side = side
+        if position == "tokens":
+            tap = self.b.let((tap.sizes[0], tap.sizes[2], tap.sizes[1]), lambda i, j, k: tap[i, k, j])
+        if position == "attention":
+            n, heads, queries, keys = tap.sizes
+            tap = self.b.let((n, keys, heads, queries), lambda i, j, k, m: tap[i, k, m, j])
+        return self.connected(position, tap) if connect and self.differs(position) else tap
+
+    def head(self, side: str) -> Array:
+        """The embedding through the teacher's classifier."""
+        if side == "T":
+            return self.value(Call("logits"), "T", False)
+        e = self.value(Call("embedding"), "S", self.pair is not None)
+        k = sp.Symbol("K", integer=True, positive=True)
+        weight = self.taps.setdefault(("T", "weight"), Array("V", (k, e.sizes[1])))
+        bias = self.taps.setdefault(("T", "bias"), Array("beta", (k,)))
+        self.b.side = side
+        return self.b.let((e.sizes[0], k), lambda i, j: bias[j] + self.b.sum(e.sizes[1], lambda p: weight[j, p] * e[i, p]))
+
+    def connected(self, position: str, tap: Array) -> Array:
+        """The student's value behind its connector: resized, then its channels mixed by W."""
+        key = ("connector", position)
+        if key not in self.known:
+            student, teacher = (read_tap(taps, position).shape for taps in self.pair)
+            target = self.sizes(position, "")
+            if position == "tokens":
+                target = (target[0], target[2], target[1])
+            if student[2:] != teacher[2:]:
+                shrink = all(have >= want for have, want in zip(student[2:], teacher[2:], strict=True))
+                tap = self.b.mean_pool(tap, target[2:]) if shrink else _interpolated(self.b, tap, target[2:])
+            weight = self.taps["W", position] = Array("W" + _stage(position), (target[1], tap.sizes[1]))
+            body = lambda i, j, *k: self.b.sum(tap.sizes[1], lambda p: weight[j, p] * tap[(i, p, *k)])  # noqa: E731
+            self.known[key] = self.b.let((tap.sizes[0], target[1], *tap.sizes[2:]), body)
+        return self.known[key]
 
     def tap(self, position: str, side: str) -> Array:
-        """The student's sizes are its own (^S) where the pair's taps differ and no connector stands between."""
-        stage = position[10:-1] and f"_{position[10:-1]}"
-        letter, axes = {"logits": ("z", "NK"), "embedding": ("e", "ND")}.get(position, ("F", "NCHW"))
-        own = "^S" if side == "S" and self.pair and self.differs(position) else ""
-        names = [axis if axis in "NK" else axis + stage + own for axis in axes]
-        sizes = tuple(sp.Symbol(n, integer=True, positive=True) for n in names)
-        hat = "hat" if side == CONNECTED else ""
-        self.taps[side, position] = Array(f"{letter}{hat}{stage}^{side[0]}", sizes)
+        """The student's sizes are its own (^S) where the pair's taps differ."""
+        if (side, position) not in self.taps:
+            own = "^S" if side == "S" and self.pair and self.differs(position) else ""
+            self.taps[side, position] = Array(
+                f"{_LETTERS[position.partition('[')[0]][0]}{_stage(position)}^{side}", self.sizes(position, own)
+            )
         return self.taps[side, position]
+
+    def sizes(self, position: str, own: str) -> tuple:
+        names = _LETTERS[position.partition("[")[0]][1:]
+        marked = [axis if axis in ("N", "K") else axis + _stage(position) + own for axis in names]
+        return tuple(sp.Symbol(name, integer=True, positive=True) for name in marked)
 
     def differs(self, position: str) -> bool:
         return self.pair[0].at(position).shape[1:] != self.pair[1].at(position).shape[1:]
 
-    def mode(self, name: str) -> Array | None:
-        if name == "no":
+    def mode(self, mode: Call) -> Array | None:
+        if mode == NO:
             return None
-        if name not in self.known:
-            s, t = (self.value(Call("logits"), side) for side in "ST")
-            labels = Array("y", s.sizes[:1])
+        if mode not in self.known:
+            s, t = (self.value(Call("logits"), side, False) for side in "ST")
             self.b.side = ""
-            if name == "focal":
-                self.taps["", "labels"] = labels
-            self.known[name] = MODES[name].formula(self.b, s, t, labels)
-        return self.known[name]
+            labels = self.labels(s.sizes[0]) if mode.name == "focal" else None
+            self.known[mode] = MODES[mode.name].formula(self.b, s, t, labels, *map(number, mode.params))
+        return self.known[mode]
 
     def mean(self, distance: Array, weight: Array | None) -> sp.Expr:
         if not distance.sizes:
@@ -326,6 +452,53 @@ class _Writer:
         p = sp.Symbol("i", integer=True)
         w = (weight[p] if weight.sizes else weight[()]) if weight else sp.Integer(1)
         return sp.Sum(w * distance[p], (p, 0, distance.sizes[0] - 1)) / distance.sizes[0]
+
+    def cross_entropy(self) -> sp.Expr:
+        """−log softmax of the true class, averaged over the whole batch; unknown labels count as zero."""
+        z = self.value(Call("logits"), "S", False)
+        y, self.b.side = self.labels(z.sizes[0]), ""
+        total = self.b.let(z.sizes[:1], lambda i: sp.log(self.b.sum_axes(z, (i, 0), (1,), sp.exp)))
+        p = sp.Symbol("i", integer=True)
+        return sp.Sum(self.b.if_(y[p] < 0, 0, total[p] - z[p, y[p]]), (p, 0, z.sizes[0] - 1)) / z.sizes[0]
+
+
+def number(value: Number) -> sp.Expr:
+    """An exact rational, or a schedule as an expression in t."""
+    if isinstance(value, Schedule):
+        return schedules.FORMULAS[value.name](sp, number(value.start), number(value.end), T)
+    return sp.Rational(str(value))
+
+
+# position → its letter and the letters of its axes
+_LETTERS = {
+    "logits": ("z", "N", "K"),
+    "embedding": ("e", "N", "D"),
+    "features": ("F", "N", "C", "H", "W"),
+    "pre_relu": ("G", "N", "C", "H", "W"),
+    "tokens": ("X", "N", "M", "C"),
+    "attention": ("Q", "N", "h", "M", "M"),
+}
+
+
+def _stage(position: str) -> str:
+    """`features[-2]` → `_2`."""
+    return "_" + position[position.index("[") + 2 : -1] if "[" in position else ""
+
+
+def _interpolated(b: Builder, a: Array, sides: Sequence) -> Array:
+    """Linear interpolation along each axis of space in turn, pixel centres aligned (`align_corners=False`)."""
+    for axis, want in enumerate(sides, start=2):
+        a = b.let((*a.sizes[:axis], want, *a.sizes[axis + 1 :]), partial(_between, a, axis, want))
+    return a
+
+
+def _between(a: Array, axis: int, want, *index) -> sp.Expr:
+    have = a.sizes[axis]
+    place = sp.Max((index[axis] + sp.Rational(1, 2)) * have / want - sp.Rational(1, 2), 0)
+    low = sp.floor(place)
+    high = sp.Min(low + 1, have - 1)
+    left, right = (a[(*index[:axis], at, *index[axis + 1 :])] for at in (low, high))
+    return left * (1 - place + low) + right * (place - low)
 
 
 def _bases(expression: sp.Expr) -> set:
@@ -357,10 +530,20 @@ def _tabulate(let: Let, sizes: dict, arrays: dict) -> np.ndarray:
 
 
 _POINTWISE = {
-    sp.exp: np.exp, sp.log: np.log, sp.Abs: np.abs, sp.sign: np.sign, sp.tanh: np.tanh, sp.floor: np.floor, sp.ceiling: np.ceil,
+    sp.exp: np.exp, sp.log: np.log, sp.Abs: np.abs, sp.sign: np.sign, sp.tanh: np.tanh, sp.cos: np.cos, sp.floor: np.floor,
+    sp.ceiling: np.ceil,
 }  # fmt: skip
-_FOLDS = {sp.Add: np.add, sp.Mul: np.multiply, sp.Max: np.maximum, sp.Min: np.minimum}
-_PAIRS = {sp.Pow: np.power, sp.Mod: np.mod, sp.Ge: np.greater_equal}
+_FOLDS = {
+    sp.Add: np.add,
+    sp.Mul: np.multiply,
+    sp.Max: np.maximum,
+    sp.Min: np.minimum,
+    sp.And: np.logical_and,
+    sp.Or: np.logical_or,
+}
+_PAIRS = {
+    sp.Pow: np.power, sp.Mod: np.mod, sp.Ge: np.greater_equal, sp.Gt: np.greater, sp.Le: np.less_equal, sp.Lt: np.less, sp.Eq: np.equal,
+}  # fmt: skip
 
 
 def _value(e, env: dict, arrays: dict, axes: int):
@@ -377,6 +560,8 @@ def _value(e, env: dict, arrays: dict, axes: int):
     if isinstance(e, sp.Piecewise):
         (then, when), (otherwise, _) = e.args
         return np.where(*(_value(x, env, arrays, axes) for x in (when, then, otherwise)))
+    if e is sp.pi:
+        return np.longdouble(np.pi)
     args = [_value(arg, env, arrays, axes) for arg in e.args]
     if type(e) in _POINTWISE:
         return _POINTWISE[type(e)](args[0])
@@ -386,14 +571,16 @@ def _value(e, env: dict, arrays: dict, axes: int):
 
 
 def _reduce(e: ExprWithLimits, env: dict, arrays: dict, axes: int):
-    """A Sum, MaxOver or MinOver: new axes to the left, folded away again."""
-    inner, shape = dict(env), []
-    for index, low, high in e.limits:
-        size = int(_value(high, env, arrays, axes)) - int(_value(low, env, arrays, axes)) + 1
-        inner[index] = np.arange(size).reshape(size, *[1] * (axes + len(shape)))
+    """A Sum, MaxOver or MinOver: new axes to the left, folded away again. Windows may differ in length: the shorter ones are masked."""
+    inner, shape, inside = dict(env), [], np.True_
+    for index, first, last in e.limits:
+        low, high = (np.asarray(_value(limit, env, arrays, axes), dtype=int) for limit in (first, last))
+        size = int((high - low).max()) + 1
+        place = low + np.arange(size).reshape(size, *[1] * (axes + len(shape)))
+        inner[index], inside = np.minimum(place, high), inside & (place <= high)
         shape.append(size)
     value = np.asarray(_value(e.function, inner, arrays, axes + len(shape)))
-    missing = axes + len(shape) - value.ndim
-    value = np.broadcast_to(value, np.broadcast_shapes(value.shape, (*shape[::-1], *[1] * axes))) if missing or shape else value
-    fold = np.sum if isinstance(e, sp.Sum) else e.fold
-    return fold(value, axis=tuple(range(len(shape))))
+    value = np.broadcast_to(value, np.broadcast_shapes(value.shape, inside.shape, (*shape[::-1], *[1] * axes)))
+    if isinstance(e, sp.Sum):
+        return np.sum(np.where(inside, value, 0), axis=tuple(range(len(shape))))
+    return e.fold(value, axis=tuple(range(len(shape))))  # a repeated entry changes no extreme

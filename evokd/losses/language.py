@@ -1,16 +1,23 @@
 """The distiller language: one notation for files, reports and the command line, exact both ways.
 
-    loss     = term , { "+" , term } ;
-    term     = [ number , "*" ] , [ mode , "*" ] , call ;
-    call     = name , "(" , value , { "," , value } , { "," , parameter } , ")" ;
-    value    = position | call ;
-    position = "logits" | "embedding" | "features[-" , digit , "]" ;
+    loss      = term , { "+" , term } ;
+    term      = [ number , "*" ] , ( [ mode , "*" ] , call | module ) ;
+    mode      = name , [ "(" , parameter , ")" ] ;
+    call      = [ side , "." ] , name , "(" , value , { "," , value } , { "," , parameter } , ")" ;
+    side      = "student" | "teacher" ;
+    value     = position | call ;
+    position  = "logits" | "embedding" | "teacher_head" | "tokens" | "attention" | ( "features" | "pre_relu" ) , "[-" , digit , "]" ;
     parameter = name , "=" , number ;
-    number   = any finite decimal float ;
+    number    = any finite decimal float | schedule , "(" , float , "," , float , ")" ;
+    schedule  = "ramp" | "cosine" | "anneal" | "step" ;
+    module    = the name of a loss with trained parts or memory, such as "crd" ;
 
-`3*kl(logits, tau=4) + 0.3*focal*l2(norm_C(mm(features[-1])))` reads: three times Hinton's KD and SP on the last stage, weighted by WSLD's
-focal weight. Outermost call: a distance; inside: transforms. Student and teacher take the same path. The task loss γ·CE is no
-part of the language: it belongs to the protocol.
+`3*kl(logits, tau=4) + ramp(0, 0.3)*focal*l2(norm_C(mm(features[-1])))` reads: three times Hinton's KD, and SP on the last stage,
+weighted by WSLD's focal weight and by a factor that grows with training. Outermost call: a distance; inside: transforms. Student and
+teacher take the same path, but for operators with a side before their name, which leave the other network's value as it is. Equal calls
+are equal values, random masks included. The task loss γ·CE is no part of the language: it belongs to the protocol.
+
+`teacher_head` is the embedding through the teacher's classifier. `attention` (N,heads,M,M) is read as maps whose channels are the keys.
 
 A loss is a DEAP tree (for variation) and a tuple of terms (for everything that reads it); both forms convert exactly.
 """
@@ -25,14 +32,20 @@ from functools import cache
 from math import exp, fsum
 
 from evokd.errors import EvokdError, closest
-from evokd.genome.codec import from_names, read_number, write_number
+from evokd.genome.codec import from_names, read_number
 from evokd.genome.grammar import Grammar, Node, Rule, Tree, kind
+from evokd.losses import schedules
 from evokd.losses.distances import DISTANCES
-from evokd.losses.transforms import MAPS, ROWS, TRANSFORMS
+from evokd.losses.modules import MODULES
+from evokd.losses.operators import CLASSES, MAPS, ROWS, TOKENS
+from evokd.losses.schedules import SCHEDULES, Number, Schedule
+from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES
 
-ALL = frozenset([*TRANSFORMS, *DISTANCES, *MODES, "no"])
-POSITIONS = {"logits": ROWS, "embedding": ROWS} | {f"features[-{i}]": MAPS for i in range(1, 10)}
+ALL: set[str] = {*TRANSFORMS, *DISTANCES, *MODES, *MODULES, "no"}
+POSITIONS = {"logits": CLASSES, "embedding": ROWS, "teacher_head": CLASSES, "tokens": TOKENS, "attention": MAPS}
+POSITIONS |= {f"{name}[-{i}]": MAPS for name in ("features", "pre_relu") for i in range(1, 10)}
+SIDES = ("student", "teacher")
 MAX_TERMS = 8
 MAX_TEXT = 20_000
 MAX_DEPTH = 40
@@ -40,36 +53,57 @@ MAX_DEPTH = 40
 
 @dataclass(frozen=True)
 class Call:
-    """An operator applied to values, or a position when `args` is empty."""
+    """An operator applied to values; a position, weight mode or module when `args` is empty.
+
+    Attributes:
+        name: of the operator.
+        args: values it is given.
+        params: its numbers.
+        side: `student` or `teacher` where it acts on one network alone.
+    """
 
     name: str
     args: tuple[Call, ...] = ()
-    params: tuple[float, ...] = ()
+    params: tuple[Number, ...] = ()
+    side: str = ""
 
     def __str__(self) -> str:
-        if not self.args:
-            return self.name
-        names = (TRANSFORMS.get(self.name) or DISTANCES[self.name]).params
-        params = [f"{n}={write_number(v)}" for n, v in zip(names, self.params, strict=True)]
-        return f"{self.name}({', '.join([*map(str, self.args), *params])})"
+        inside = [*map(str, self.args)]
+        if self.params:
+            names = (TRANSFORMS.get(self.name) or DISTANCES.get(self.name) or MODES[self.name]).params
+            inside += [f"{n}={schedules.write(v)}" for n, v in zip(names, self.params, strict=True)]
+        name = f"{self.side}.{self.name}" if self.side else self.name
+        return f"{name}({', '.join(inside)})" if inside else name
 
     def walk(self) -> Iterable[Call]:
         yield self
         for arg in self.args:
             yield from arg.walk()
 
+    def positions(self) -> list[str]:
+        """Positions that a value reads, each once."""
+        return list(dict.fromkeys(call.name for call in self.walk() if call.name in POSITIONS))
+
+
+NO = Call("no")
+
 
 @dataclass(frozen=True)
 class Term:
-    """weight · mode · distance(…)."""
+    """weight · mode · distance(…), or weight · module."""
 
-    weight: float
-    mode: str
+    weight: Number
+    mode: Call
     distance: Call
 
     def __str__(self) -> str:
-        parts = [write_number(self.weight)] if self.weight != 1 else []
-        return "*".join([*parts, *([self.mode] if self.mode != "no" else []), str(self.distance)])
+        parts = [schedules.write(self.weight)] if self.weight != 1 else []
+        return "*".join([*parts, *([str(self.mode)] if self.mode != NO else []), str(self.distance)])
+
+    @property
+    def module(self) -> bool:
+        """Whether it is a loss with trained parts or memory, which has no formula."""
+        return not self.distance.args
 
 
 def kind_of(call: Call, where: str = "loss") -> str:
@@ -79,16 +113,18 @@ def kind_of(call: Call, where: str = "loss") -> str:
         EvokdError: if an operator does not take what it is given.
     """
     if not call.args:
-        return POSITIONS[call.name]
-    below = kind_of(call.args[0], where)
-    if call.name in TRANSFORMS:
-        kinds = TRANSFORMS[call.name].kinds
-        if below not in kinds:
-            raise EvokdError(where, f"{call.name} to be given one of {', '.join(kinds)}", f"{below} from {call.args[0]}")
-        return kinds[below]
-    distance = DISTANCES[call.name]
-    if below not in distance.kinds:
-        raise EvokdError(where, f"{call.name} to be given one of {', '.join(distance.kinds)}", f"{below} from {call.args[0]}")
+        return POSITIONS.get(call.name, "total")
+    below = ",".join(kind_of(arg, where) for arg in call.args)
+    operator = TRANSFORMS.get(call.name) or DISTANCES[call.name]
+    if below not in operator.kinds:
+        takes = " or ".join(operator.kinds)
+        raise EvokdError(where, f"{call.name} to be given {takes}", f"{below} from {', '.join(map(str, call.args))}")
+    if call.side and not operator.keeps_shape:
+        raise EvokdError(where, "an operator that keeps the shape, after a side", str(call)[:60])
+    return operator.kinds[below] if call.name in TRANSFORMS else _sort(operator, below)
+
+
+def _sort(distance, below: str) -> str:
     return "distance" if distance.per_sample and below != "columns" else "total"
 
 
@@ -99,16 +135,21 @@ def kind_of(call: Call, where: str = "loss") -> str:
 def _rules() -> dict[str, Rule]:
     """Every rule of the language but numbers and temperatures, by node name."""
     rules = [Rule(position, k) for position, k in POSITIONS.items()]
-    rules += [Rule(mode, "mode") for mode in ("no", *MODES)]
+    rules += [Rule("no", "mode")] + [Rule(m.name, "mode", m.params) for m in MODES.values()]
+    rules += [Rule(name, "total") for name in MODULES]
     rules += [Rule(f"loss{n}", "loss", ("term",) * n) for n in range(1, MAX_TERMS + 1)]
     rules += [Rule("term", "term", ("value", "mode", "distance")), Rule("plain", "term", ("value", "total"))]
     for t in TRANSFORMS.values():
-        rules += [Rule(f"{t.name}:{k}", out, (k, *t.params)) for k, out in t.kinds.items()]
+        for k, out in t.kinds.items():
+            for side in ("", *SIDES) if t.keeps_shape else ("",):
+                rules.append(Rule(_node_name(t.name, k, side), out, (*k.split(","), *t.params)))
     for d in DISTANCES.values():
-        for k in d.kinds:
-            ret = "distance" if d.per_sample and k != "columns" else "total"
-            rules.append(Rule(f"{d.name}:{k}", ret, (k, *d.params)))
+        rules += [Rule(_node_name(d.name, k), _sort(d, k), (k, *d.params)) for k in d.kinds]
     return {rule.name: rule for rule in rules}
+
+
+def _node_name(name: str, kinds: str, side: str = "") -> str:
+    return f"{side}.{name}:{kinds}" if side else f"{name}:{kinds}"
 
 
 @cache
@@ -117,12 +158,27 @@ def _node(name: str) -> Node | None:
         return _rules()[name].node()
     ret, text = ("tau", name[4:]) if name.startswith("tau=") else ("value", name)
     try:
-        number = read_number(text)
+        number = schedules.read(text)
     except EvokdError:
         return None
-    if ret == "tau" and number <= 0:
+    if ret == "tau" and not schedules.positive(number):
         return None
     return Rule(name, ret).node()
+
+
+def learn_operator(operator) -> None:
+    """Add a user's transform or distance to the language of this process.
+
+    Raises:
+        EvokdError: if the name is taken.
+    """
+    if operator.name in ALL or operator.name in POSITIONS or operator.name in SCHEDULES:
+        raise EvokdError("--operators", "a name that no operator has", operator.name)
+    table = TRANSFORMS if isinstance(operator.kinds, dict) else DISTANCES
+    table[operator.name] = operator
+    ALL.add(operator.name)
+    _rules.cache_clear()
+    _node.cache_clear()
 
 
 def tree_from_names(names: Sequence[str], where: str = "tree") -> Tree:
@@ -134,19 +190,24 @@ def to_tree(terms: Sequence[Term]) -> Tree:
     """Terms → DEAP tree."""
     names = [f"loss{len(terms)}"]
     for term in terms:
-        value = write_number(term.weight)
-        names += ["term", value, term.mode] if kind_of(term.distance) == "distance" else ["plain", value]
+        value = schedules.write(term.weight)
+        weighted = kind_of(term.distance) == "distance"
+        names += ["term", value, term.mode.name, *map(_tau, term.mode.params)] if weighted else ["plain", value]
         names += _call_names(term.distance)
     return tree_from_names(names)
+
+
+def _tau(number: Number) -> str:
+    return f"tau={schedules.write(number)}"
 
 
 def _call_names(call: Call) -> list[str]:
     if not call.args:
         return [call.name]
-    names = [f"{call.name}:{kind_of(call.args[0])}"]
+    names = [_node_name(call.name, ",".join(map(kind_of, call.args)), call.side)]
     for arg in call.args:
         names += _call_names(arg)
-    return names + [f"tau={write_number(p)}" for p in call.params]
+    return [*names, *map(_tau, call.params)]
 
 
 def to_terms(tree: Sequence[Node]) -> tuple[Term, ...]:
@@ -159,24 +220,24 @@ def to_terms(tree: Sequence[Node]) -> tuple[Term, ...]:
 
 
 def _value(node: Node, args: list):
-    name = node.name.partition(":")[0]
-    if node.ret.__name__ in ("value", "tau"):
-        return float(name.removeprefix("tau="))
-    if node.ret.__name__ == "mode":
-        return name
+    side, _, name = node.name.partition(":")[0].rpartition(".")
+    ret = node.ret.__name__
+    if ret in ("value", "tau"):
+        return schedules.read(node.name.removeprefix("tau="))
     if name == "term":
         return Term(*args)
     if name == "plain":
-        return Term(args[0], "no", args[1])
-    if node.ret.__name__ == "loss":
+        return Term(args[0], NO, args[1])
+    if ret == "loss":
         return tuple(args)
-    return Call(name, tuple(a for a in args if isinstance(a, Call)), tuple(a for a in args if isinstance(a, float)))
+    calls = tuple(a for a in args if isinstance(a, Call))
+    return Call(name, calls, tuple(a for a in args if not isinstance(a, Call)), side)
 
 
 # --- text --------------------------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)|(?P<name>[A-Za-z_]\w*(?:\[-\d\])?)|(?P<sign>[(),=*+]))",
+    r"\s*(?:(?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)|(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[-\d\])?)|(?P<sign>[(),=*+]))",
     re.ASCII,
 )
 
@@ -217,8 +278,11 @@ class _Parser:
             at = found.end()
         self.at = 0
 
-    def peek(self) -> str:
-        return self.tokens[self.at][1] if self.at < len(self.tokens) else ""
+    def peek(self, ahead: int = 0) -> str:
+        return self.tokens[self.at + ahead][1] if self.at + ahead < len(self.tokens) else ""
+
+    def group(self, ahead: int = 0) -> str:
+        return self.tokens[self.at + ahead][0] if self.at + ahead < len(self.tokens) else "end"
 
     def take(self, group: str, wanted: str = "") -> str:
         kind_, value, start = self.tokens[self.at] if self.at < len(self.tokens) else ("end", "the end", len(self.text))
@@ -239,47 +303,84 @@ class _Parser:
         return terms
 
     def term(self) -> Term:
-        weight, mode = 1.0, "no"
-        if self.at < len(self.tokens) and self.tokens[self.at][0] == "number":
-            weight = read_number(self.take("number"), self.where)
+        weight: Number = 1.0
+        if self.group() == "number" or self.schedule_ahead():
+            weight = self.number()
             self.take("sign", "*")
-        if self.tokens[self.at + 1 : self.at + 2] and self.tokens[self.at + 1][1] == "*":
-            mode = self.allowed(self.take("name"), "weight mode", MODES)
-            self.take("sign", "*")
+        if self.peek() in MODULES:
+            return Term(weight, NO, Call(self.allowed(self.take("name"), "loss", MODULES)))
+        mode = NO
+        if self.peek(1) == "*" or self.peek() in MODES:
+            mode = self.mode()
         name = self.allowed(self.take("name"), "distance", DISTANCES)
         call = self.call(name, 0)
-        if kind_of(call, self.where) == "total" and mode != "no":
-            raise EvokdError(self.where, f"no weight mode before {name}, which has no value per sample", mode)
+        if kind_of(call, self.where) == "total" and mode != NO:
+            raise EvokdError(self.where, f"no weight mode before {name}, which has no value per sample", str(mode))
         return Term(weight, mode, call)
 
-    def call(self, name: str, depth: int) -> Call:
+    def mode(self) -> Call:
+        name = self.allowed(self.take("name"), "weight mode", MODES)
+        params: tuple = ()
+        if name != "no" and MODES[name].params:
+            self.take("sign", "(")
+            params = self.params(MODES[name].params, first=True)
+            self.take("sign", ")")
+        self.take("sign", "*")
+        return Call(name, params=params)
+
+    def schedule_ahead(self) -> bool:
+        return self.peek() in SCHEDULES and self.peek(1) == "(" and self.group(2) == "number"
+
+    def number(self) -> Number:
+        if self.peek() == "+":
+            self.take("sign")
+        if not self.schedule_ahead():
+            return read_number(self.take("number"), self.where)
+        name = self.take("name")
+        self.take("sign", "(")
+        start = read_number(self.take("number"), self.where)
+        self.take("sign", ",")
+        end = read_number(self.take("number"), self.where)
+        self.take("sign", ")")
+        return schedules.checked(Schedule(name, start, end), self.where)
+
+    def call(self, name: str, depth: int, side: str = "") -> Call:
         if depth > MAX_DEPTH:
             raise EvokdError(self.where, f"at most {MAX_DEPTH} nested calls", "more")
-        names = (TRANSFORMS.get(name) or DISTANCES[name]).params
         self.take("sign", "(")
-        args = (self.value(depth + 1),)
-        params = []
-        for wanted in names:
+        args = [self.value(depth + 1)]
+        while self.peek() == "," and self.peek(2) != "=":
             self.take("sign", ",")
-            self.take("name", wanted)
-            self.take("sign", "=")
-            if self.peek() == "+":
-                self.take("sign")
-            params.append(read_number(self.take("number"), self.where))
-            if params[-1] <= 0:
-                raise EvokdError(self.where, f"{wanted} > 0", write_number(params[-1]))
+            args.append(self.value(depth + 1))
+        params = self.params((TRANSFORMS.get(name) or DISTANCES[name]).params)
         self.take("sign", ")")
-        call = Call(name, args, tuple(params))
+        call = Call(name, tuple(args), params, side)
         kind_of(call, self.where)
         return call
 
+    def params(self, names: Sequence[str], first: bool = False) -> tuple[Number, ...]:
+        """`tau=4`, each after a comma unless it is the first thing in the brackets."""
+        found: list[Number] = []
+        for wanted in names:
+            if found or not first:
+                self.take("sign", ",")
+            self.take("name", wanted)
+            self.take("sign", "=")
+            found.append(self.number())
+            if not schedules.positive(found[-1]):
+                raise EvokdError(self.where, f"{wanted} > 0", schedules.write(found[-1]))
+        return tuple(found)
+
     def value(self, depth: int) -> Call:
-        name = self.take("name")
-        if name in POSITIONS:
-            return Call(name)
+        token = self.take("name")
+        if token in POSITIONS:
+            return Call(token)
         if self.peek() != "(":
-            raise EvokdError(self.where, "a position", repr(name[:40]), closest(name, POSITIONS))
-        return self.call(self.allowed(name, "transform", TRANSFORMS), depth)
+            raise EvokdError(self.where, "a position", repr(token[:40]), closest(token, POSITIONS))
+        side, _, name = token.rpartition(".")
+        if side and side not in SIDES:
+            raise EvokdError(self.where, "student or teacher before the dot", repr(token[:40]))
+        return self.call(self.allowed(name, "transform", TRANSFORMS), depth, side)
 
     def allowed(self, name: str, what: str, table: Iterable[str]) -> str:
         usable = [n for n in table if n in self.operators]
@@ -290,58 +391,97 @@ class _Parser:
 
 # --- canonical form ----------------------------------------------------------------------------------------------------------
 
+IDENTITIES = frozenset({"no", "scale_r1"})
+
 # outer operator → operators that change nothing directly below it (up to the stated floors); each pair is proved by a test
 ABSORBED: dict[str, frozenset[str]] = {
     "relu": frozenset({"relu"}),
     "norm_C": frozenset({"norm_C", "temper"}),
     "norm_N": frozenset({"norm_N", "temper"}),
     "norm_HW": frozenset({"norm_HW", "temper"}),
+    "norm_all": frozenset({"norm_all", "temper", "meannorm"}),
+    "sumnorm_C": frozenset({"sumnorm_C", "temper"}),
+    "meannorm": frozenset({"meannorm", "temper"}),
     "centre_C": frozenset({"centre_C"}),
+    "centre_N": frozenset({"centre_N"}),
     "softmax_C": frozenset({"centre_C", "logsoftmax_C"}),
-    "softmax_N": frozenset({"logsoftmax_N"}),
+    "softmax_N": frozenset({"centre_N", "logsoftmax_N"}),
     "softmax_HW": frozenset({"logsoftmax_HW"}),
     "logsoftmax_C": frozenset({"centre_C", "logsoftmax_C"}),
-    "logsoftmax_N": frozenset({"logsoftmax_N"}),
+    "logsoftmax_N": frozenset({"centre_N", "logsoftmax_N"}),
     "logsoftmax_HW": frozenset({"logsoftmax_HW"}),
     "zscore_C": frozenset({"centre_C", "zscore_C", "scale", "temper"}),
     "min_max": frozenset({"min_max", "scale", "temper"}),
-    "mm": frozenset({"batch", "channel"}),
+    "mm": frozenset({"batch", "channel", "local_r1"}),
+    "pdist": frozenset({"batch", "channel", "local_r1"}),
     "bmm": frozenset({"channel"}),
-    "mean_HW": frozenset({"channel"}),
-    "batch": frozenset({"channel"}),
-    "l1": frozenset({"batch", "channel"}),
-    "l2": frozenset({"batch", "channel"}),
-    "smooth_l1": frozenset({"batch", "channel"}),
+    "gram_HW": frozenset({"channel"}),
+    "affinity": frozenset({"channel", "norm_C", "temper"}),
+    "mean_HW": frozenset({"channel", "pool_1"}),
+    "batch": frozenset({"channel", "local_r1"}),
+    "local_r1": frozenset({"local_r1"}),
+    "l1": frozenset({"batch", "channel", "local_r1", "transpose"}),
+    "l2": frozenset({"batch", "channel", "local_r1", "transpose"}),
+    "smooth_l1": frozenset({"batch", "channel", "local_r1", "transpose"}),
+    "frobenius": frozenset({"batch", "channel", "local_r1", "transpose"}),
     "cosine": frozenset({"norm_C", "temper"}),
     "pearson": frozenset({"centre_C", "zscore_C", "scale", "temper"}),
     "kl": frozenset({"centre_C"}),
+    "ce": frozenset({"centre_C"}),
     "hard": frozenset({"centre_C", "logsoftmax_C"}),
-    "correlation": frozenset({"scale", "temper"}),
+    "correlation": frozenset({"centre_N", "scale", "temper"}),
 }
 
 
 def canonical(tree: Sequence[Node]) -> Tree:
-    """The tree that stands for all trees of equal meaning by the known identities: no absorbed operator, equal terms merged and
-    the terms in a fixed order. Idempotent.
+    """The tree that stands for all trees of equal meaning by the known identities: no absorbed operator, temperatures joined, equal
+    terms merged, and the terms in a fixed order. Idempotent.
     """
     alike: dict[tuple[str, str], list[Term]] = {}
     for term in to_terms(tree):
-        term = replace(term, distance=_absorb(term.distance))
-        alike.setdefault((str(term.distance), term.mode), []).append(term)
-    return to_tree([_merged(alike[key]) for key in sorted(alike)])
+        term = _join_temperatures(replace(term, distance=_absorb(term.distance)))
+        alike.setdefault((str(term.distance), str(term.mode)), []).append(term)
+    return to_tree([term for key in sorted(alike) for term in _merged(alike[key])])
 
 
-def _merged(terms: Sequence[Term]) -> Term:
-    """Equal terms as one; their sum is rounded once, so that it does not depend on their order."""
-    if len(terms) == 1:
-        return terms[0]
-    return replace(terms[0], weight=float(f"{fsum(t.weight for t in terms):.6g}"))
+def _merged(terms: Sequence[Term]) -> list[Term]:
+    """Equal terms as one; their sum is rounded once, so that it does not depend on their order. Schedules stay by themselves."""
+    plain = [t for t in terms if not isinstance(t.weight, Schedule)]
+    moving = sorted((t for t in terms if isinstance(t.weight, Schedule)), key=str)
+    if len(plain) > 1:
+        plain = [replace(plain[0], weight=_rounded(fsum(t.weight for t in plain)))]
+    return plain + moving
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _absorb(call: Call) -> Call:
-    while call.args and call.args[0].name in ABSORBED.get(call.name, ()):
-        call = replace(call, args=call.args[0].args)
+    while call.args and _superfluous(call, call.args[0]):
+        call = replace(call, args=(*call.args[0].args, *call.args[1:]))
+    if len(call.args) == 1 and call.name == call.args[0].name == "transpose":
+        return _absorb(call.args[0].args[0])
     return replace(call, args=tuple(_absorb(arg) for arg in call.args))
+
+
+def _superfluous(outer: Call, inner: Call) -> bool:
+    """Whether `inner`, the only argument of `outer`, may be left out. What acts on one side only hides what acts on that side."""
+    if inner.name in IDENTITIES and inner.args:
+        return True
+    return len(outer.args) == 1 and inner.name in ABSORBED.get(outer.name, ()) and outer.side in ("", inner.side)
+
+
+def _join_temperatures(term: Term) -> Term:
+    """kl at τ of f/a is kl at aτ of f, divided by a²; likewise (f+1)/2, which is f/2 to a softmax. For ce without the division."""
+    call = term.distance
+    while call.name in ("kl", "ce") and (below := call.args[0]).name in ("temper", "scale") and not below.side:
+        factor = below.params[0] if below.params else 2.0
+        if any(isinstance(n, Schedule) for n in (factor, call.params[0], term.weight)):
+            break
+        call = replace(call, args=below.args, params=(_rounded(call.params[0] * factor),))
+        term = replace(term, weight=_rounded(term.weight / factor**2) if call.name == "kl" else term.weight)
+    return replace(term, distance=_absorb(call))
 
 
 # --- growth ------------------------------------------------------------------------------------------------------------------
@@ -360,6 +500,14 @@ class LossSpace:
     positions: tuple[str, ...]
     max_terms: int
     max_transforms: int
+    one_sided: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    @property
+    def operators(self) -> set[str]:
+        """Names of transforms and distances, with a side before those that may act on one."""
+        return {*self.transforms, *self.distances} | {f"{side}.{name}" for side in SIDES for name in self.one_sided}
 
 
 def loss_grammar(space: LossSpace, positions: Iterable[str]) -> Grammar:
@@ -371,11 +519,10 @@ def loss_grammar(space: LossSpace, positions: Iterable[str]) -> Grammar:
     shown = [p for p in positions if p in space.positions or p.partition("[")[0] in space.positions]
     if not shown:
         raise EvokdError(space.name, "a position that both networks show", "none", "they show " + ", ".join(positions))
-    names = {*space.transforms, *space.distances}
-    rules = [r for name, r in _rules().items() if name.partition(":")[0] in names and ":" in name]
-    rules += [_rules()[name] for name in (*shown, *space.modes, "term", "plain")]
+    rules = [r for name, r in _rules().items() if ":" in name and name.partition(":")[0] in space.operators]
+    rules += [_rules()[name] for name in (*shown, *space.modes, *space.modules, "term", "plain")]
     rules += [_rules()[f"loss{n}"] for n in range(1, space.max_terms + 1)]
-    rules += [Rule(write_number(v), "value") for v in space.values] + [Rule(f"tau={write_number(v)}", "tau") for v in space.taus]
+    rules += [Rule(schedules.write(v), "value") for v in _values(space)] + [Rule(_tau(v), "tau") for v in _taus(space)]
     return Grammar(
         space.name,
         _reachable(rules),
@@ -385,6 +532,19 @@ def loss_grammar(space: LossSpace, positions: Iterable[str]) -> Grammar:
         canonical=canonical,
         vary_number=vary_number,
     )
+
+
+def _values(space: LossSpace) -> list[Number]:
+    """The grid, and two schedules of each sort at its middle; mutation moves them from there."""
+    middle = space.values[len(space.values) // 2]
+    rising = [Schedule(name, middle / 100 if name == "anneal" else 0.0, middle) for name in space.schedules]
+    return [*space.values, *rising, *(Schedule(s.name, s.end, s.start) for s in rising)]
+
+
+def _taus(space: LossSpace) -> list[Number]:
+    low, high = min(space.taus), max(space.taus)
+    moving = [Schedule(name, *pair) for name in space.schedules for pair in ((high, low), (low, high)) if low < high]
+    return [*space.taus, *moving]
 
 
 def _reachable(rules: list[Rule]) -> list[Rule]:
@@ -398,12 +558,16 @@ def _reachable(rules: list[Rule]) -> list[Rule]:
 
 
 def vary_number(node: Node, stream: random.Random) -> Node | None:
-    """A weight or temperature near another: a log-normal step (σ = ln 2), rounded to two digits; None for other nodes."""
+    """A weight or temperature near another: a log-normal step (σ = 0.7), rounded to two digits; None for other nodes."""
     ret = node.ret.__name__
     if ret not in ("value", "tau"):
         return None
-    old = float(node.name.removeprefix("tau="))
     low, high = (1e-3, 1e4) if ret == "value" else (0.1, 64.0)
-    size = min(max(abs(old) * exp(stream.gauss(0, 0.7)), low), high)
-    new = float(f"{size if old >= 0 else -size:.2g}")
-    return _node(("tau=" if ret == "tau" else "") + write_number(new)) if new != old else None
+
+    def near(old: float) -> float:
+        size = min(max(abs(old) * exp(stream.gauss(0, 0.7)), low), high) if old else 0.0
+        return float(f"{size if old >= 0 else -size:.2g}")
+
+    old = schedules.read(node.name.removeprefix("tau="))
+    new = Schedule(old.name, near(old.start), near(old.end)) if isinstance(old, Schedule) else near(old)
+    return _node(("tau=" if ret == "tau" else "") + schedules.write(new)) if new != old else None

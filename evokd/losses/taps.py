@@ -35,15 +35,18 @@ class Taps:
     head: tuple[Tensor, Tensor] | None = None
 
     def at(self, position: str) -> Tensor:
-        """The tap at a position: `logits`, `embedding`, `features[-1]` (the last stage), `features[-2]`, …
+        """The tap at a position: `logits`, `embedding`, `features[-1]` (the last stage), `pre_relu[-1]`, `tokens`, `attention`, or
+        `teacher_head`, which reads the embedding.
 
         Raises:
             EvokdError: if the network shows nothing there.
         """
         name, index = split_position(position)
-        value = getattr(self, name)
+        value = getattr(self, "embedding" if name == "teacher_head" else name)
         if index is not None:
             value = value[index] if len(value) >= -index else None
+        if name == "teacher_head" and self.head is None:
+            value = None
         if value is None:
             raise EvokdError(
                 f"position {position}",
@@ -55,8 +58,10 @@ class Taps:
 
     def positions(self) -> list[str]:
         """All positions that hold a tap."""
-        single = [name for name in ("logits", "embedding", "tokens") if getattr(self, name) is not None]
-        return single + [f"features[{-i}]" for i in range(1, len(self.features) + 1)]
+        single = [name for name in ("logits", "embedding", "tokens", "attention") if getattr(self, name) is not None]
+        head = ["teacher_head"] if self.head is not None and self.embedding is not None else []
+        stages = [f"{name}[{-i}]" for name in ("features", "pre_relu") for i in range(1, len(getattr(self, name)) + 1)]
+        return single + stages + head
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Taps:
         """The same taps with every tensor changed: moved, sliced or detached."""

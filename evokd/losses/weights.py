@@ -6,24 +6,11 @@ it cannot turn a term around. All are detached: an undetached weight can be driv
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Mode:
-    """One weight mode: (student logits (N,K), teacher logits (N,K), labels (N,)) → (N,) or scalar."""
-
-    fn: Callable[[Tensor, Tensor, Tensor], Tensor]
-    formula: Callable
-    note: str
-
-    @property
-    def name(self) -> str:
-        return self.fn.__name__
+from evokd.losses.operators import Mode
 
 
 def entropy(z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
@@ -51,6 +38,11 @@ def sim(z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
     return (1 + ((z_s * z_t).sum(0) / norms).mean()) / 2
 
 
+def power_sum(z_s: Tensor, z_t: Tensor, labels: Tensor, tau: float) -> Tensor:
+    """Σ_k softmax(z_t)_k^(1/τ): WTTM's weight, with its γ = 1/τ (ICLR 2024, eq. 9); samples of a flat teacher count more."""
+    return (z_t.log_softmax(1) / tau).exp().sum(1)
+
+
 def _log_softmax(b, z):
     return b.let(z.sizes, lambda i, k: z[i, k] - b.sp.log(b.sum_axes(z, (i, k), (1,), b.sp.exp)))
 
@@ -71,7 +63,7 @@ def _focal(b, s, t, y):
 
     def at(i):
         ratio = log_q[i, y[i]] / (log_p[i, y[i]] - b.number(1e-6))
-        return b.sp.Piecewise((1 - b.sp.exp(-ratio), b.sp.Ge(y[i], 0)), (b.sp.Integer(1), True))
+        return b.if_(y[i] >= 0, 1 - b.sp.exp(-ratio), 1)
 
     return b.let(t.sizes[:1], at)
 
@@ -86,6 +78,11 @@ def _sim(b, s, t, y):
     return b.let((), lambda: (1 + b.sum(k, lambda j: cos[j]) / k) / 2)
 
 
+def _power_sum(b, s, t, y, tau):
+    log_p = _log_softmax(b, t)
+    return b.let(t.sizes[:1], lambda i: b.sum_axes(log_p, (i, 0), (1,), lambda x: b.sp.exp(x / tau)))
+
+
 MODES: dict[str, Mode] = {
     m.name: m
     for m in (
@@ -93,5 +90,9 @@ MODES: dict[str, Mode] = {
         Mode(conf, _conf, "max p_t"),
         Mode(focal, _focal, "1 − exp(−CE_s/CE_t)"),
         Mode(sim, _sim, "(1 + mean_k cos(z_s, z_t))/2"),
+        Mode(power_sum, _power_sum, "Σ_k p_t^(1/τ)", ("tau",)),
     )
 }
+
+# what KD-Zero lists in its Table 1; `no` weighs every sample 1
+TABLE_1 = ("entropy", "focal", "sim", "conf", "no")

@@ -14,6 +14,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()  # a module, so that its input can be tapped
         self.stride, self.extra = stride, outputs - inputs
         self.downsample = None
         if (stride > 1 or self.extra) and shortcut == "B":
@@ -21,7 +22,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
+        return self.relu(y + self.shortcut(x))
 
     def shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is not None:

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from evokd.errors import EvokdError, closest
-from evokd.losses.taps import Taps
+from evokd.losses.taps import Taps, split_position
 
 
 @dataclass(frozen=True)
 class TapPlan:
-    """Where a network is tapped: module paths of the stages (last stage last) and of the classifier."""
+    """Where a network is tapped: module paths of the stages (last stage last), of the classifier, and of the ReLU that ends each stage.
+
+    `pre_relu` is empty where a stage does not end in an `nn.ReLU`; all is empty for a network that returns `Taps` by itself.
+    """
 
     features: tuple[str, ...]
     head: str
+    pre_relu: tuple[str, ...] = ()
 
 
 def plan_taps(network: nn.Module, images: Tensor, paths: Sequence[str] = (), where: str = "taps") -> TapPlan:
@@ -41,13 +45,16 @@ def plan_taps(network: nn.Module, images: Tensor, paths: Sequence[str] = (), whe
     except (RuntimeError, ValueError, TypeError) as error:
         got = str(error).splitlines()[0][:100]
         raise EvokdError(where, f"a network for images of shape {tuple(images.shape[1:])}", got) from None
-    maps = {path: shape for path, shape in outputs if len(shape) == 4}
+    if outputs is None:
+        return TapPlan((), "")
+    maps = {path: out.shape for path, out in outputs.items() if out.dim() == 4}
     if missing := [path for path in paths if path not in maps]:
         raise EvokdError(where, "modules that give maps (N,C,H,W)", missing[0], "such as " + ", ".join(list(maps)[-4:]))
-    head = next((p for p, shape in reversed(outputs) if isinstance(modules[p], nn.Linear) and len(shape) == 2), None)
+    head = next((p for p in reversed(outputs) if isinstance(modules[p], nn.Linear) and outputs[p].dim() == 2), None)
     if head is None:
         raise EvokdError(where, "a network that ends in a linear layer", type(network).__name__)
-    return TapPlan(tuple(paths) or _last_of_each_size(maps), head)
+    features = tuple(paths) or _last_of_each_size(maps)
+    return TapPlan(features, head, _last_relus(modules, outputs, features))
 
 
 def _last_of_each_size(maps: dict[str, torch.Size]) -> tuple[str, ...]:
@@ -60,15 +67,22 @@ def _last_of_each_size(maps: dict[str, torch.Size]) -> tuple[str, ...]:
     return tuple(by_size.values())
 
 
-def _outputs(network: nn.Module, images: Tensor) -> list[tuple[str, torch.Size]]:
-    """(path, output shape) in order of completion."""
-    found: dict[str, torch.Size] = {}
+def _last_relus(modules: dict[str, nn.Module], outputs: dict[str, Tensor], features: Sequence[str]) -> tuple[str, ...]:
+    """The ReLU whose output is the stage's output, for each stage; empty if one has none."""
+    relus = {outputs[p].data_ptr(): p for p in outputs if isinstance(modules[p], nn.ReLU)}
+    found = [relus.get(outputs[path].data_ptr()) for path in features]
+    return tuple(found) if all(found) else ()
+
+
+def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor] | None:
+    """path → output, in order of completion; None for a network that returns `Taps`."""
+    found: dict[str, Tensor] = {}
 
     def note(path: str):
         def hook(module, args, output):
             if isinstance(output, Tensor):
                 found.pop(path, None)
-                found[path] = output.shape
+                found[path] = output
 
         return hook
 
@@ -76,12 +90,12 @@ def _outputs(network: nn.Module, images: Tensor) -> list[tuple[str, torch.Size]]
     training = network.training
     try:
         with torch.no_grad():
-            network.eval()(images)
+            taps = isinstance(network.eval()(images), Taps)
     finally:
         network.train(training)
         for handle in handles:
             handle.remove()
-    return list(found.items())
+    return None if taps else found
 
 
 class Tapped:
@@ -97,15 +111,23 @@ class Tapped:
         self._handles: list = []
 
     def __enter__(self) -> Tapped:
+        if not self.plan.head:
+            return self
         modules = dict(self.network.named_modules())
         for path in self.plan.features:
             self._handles.append(modules[path].register_forward_hook(lambda m, a, out, path=path: self._keep(path, out)))
+        for path in self.plan.pre_relu:
+            self._handles.append(modules[path].register_forward_pre_hook(lambda m, a, path=path: self._before(path, m, a[0])))
         self._head = modules[self.plan.head]
         self._handles.append(self._head.register_forward_pre_hook(lambda m, args: self._keep("embedding", args[0])))
         return self
 
     def _keep(self, path: str, value: Tensor) -> None:
         self._seen[path] = value
+
+    def _before(self, path: str, relu: nn.ReLU, value: Tensor) -> None:
+        """The input of a ReLU, saved from one that works in place."""
+        self._keep(f"before {path}", value.clone() if relu.inplace else value)
 
     def __exit__(self, *exc: object) -> None:
         for handle in self._handles:
@@ -114,9 +136,19 @@ class Tapped:
         self._seen.clear()
 
     def __call__(self, images: Tensor) -> Taps:
-        logits = self.network(images)
+        out = self.network(images)
+        if isinstance(out, Taps):
+            return out
         features = tuple(self._seen[path] for path in self.plan.features)
-        return Taps(logits, self._seen["embedding"].flatten(1), features, head=(self._head.weight, self._head.bias))
+        before = tuple(self._seen[f"before {path}"] for path in self.plan.pre_relu)
+        bias = self._head.bias if self._head.bias is not None else self._head.weight.new_zeros(len(self._head.weight))
+        return Taps(out, self._seen["embedding"].flatten(1), features, pre_relu=before, head=(self._head.weight, bias))
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """(N,K), of a network that returns logits or `Taps`."""
+    out = network(images)
+    return out.logits if isinstance(out, Taps) else out
 
 
 def tap_table(student: Taps, teacher: Taps, student_plan: TapPlan, teacher_plan: TapPlan) -> list[tuple[str, str, str]]:
@@ -125,8 +157,9 @@ def tap_table(student: Taps, teacher: Taps, student_plan: TapPlan, teacher_plan:
     def cell(taps: Taps, plan: TapPlan, position: str) -> str:
         if position not in taps.positions():
             return "–"
-        path = plan.features[int(position[9:-1])] if position.startswith("features") else plan.head
-        return f"{path} {'×'.join(map(str, taps.at(position).shape[1:]))}"
+        name, index = split_position(position)
+        path = getattr(plan, name)[index] if index is not None and plan.head else plan.head
+        return f"{path} {'×'.join(map(str, taps.at(position).shape[1:]))}".strip()
 
     positions = list(dict.fromkeys(student.positions() + teacher.positions()))
     return [(p, cell(student, student_plan, p), cell(teacher, teacher_plan, p)) for p in positions]

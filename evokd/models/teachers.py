@@ -17,6 +17,7 @@ from torch import nn
 from evokd.data import Data, Split
 from evokd.errors import EvokdError
 from evokd.models.resnet import ResNet
+from evokd.models.tapping import logits_of
 from evokd.models.views import augmented, draw_views, normalised
 from evokd.models.zoo import build
 from evokd.streams import derive
@@ -114,7 +115,7 @@ def train_teacher(network: nn.Module, data: Data, epochs: int, progress: Callabl
         index = torch.from_numpy(draw.integers(0, len(train), batch))
         views = draw_views(draw, batch, pad, data.flip)
         x = normalised(augmented(images[index], views, pad), data.mean, data.std).to(device)
-        loss = F.cross_entropy(network(x), labels[index].to(device))
+        loss = F.cross_entropy(logits_of(network, x), labels[index].to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -131,7 +132,7 @@ def accuracy(network: nn.Module, split: Split, mean: tuple[float, ...], std: tup
     right = 0
     for at in range(0, len(split), 500):
         x = normalised(torch.from_numpy(split.images[at : at + 500]), mean, std)
-        right += int((network(x).argmax(1) == torch.from_numpy(split.labels[at : at + 500])).sum())
+        right += int((logits_of(network, x).argmax(1) == torch.from_numpy(split.labels[at : at + 500])).sum())
     return 100 * right / len(split)
 
 

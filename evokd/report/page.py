@@ -11,7 +11,7 @@ import jinja2
 
 from evokd.checkpoint import write_whole
 from evokd.losses.formula import to_sympy
-from evokd.losses.language import parse_loss
+from evokd.losses.language import parse_loss, to_terms
 
 if TYPE_CHECKING:
     from evokd.finals import Entry, Row
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from evokd.run import Search
 
 _PAGE = Path(__file__).with_suffix(".html")
+
+
+def _formula(best: Entry, problem: Problem) -> list[str]:
+    """The best loss as lines of MathML; none where it has trained parts."""
+    tree = parse_loss(best.text)
+    return [] if any(term.module for term in to_terms(tree)) else to_sympy(tree, *problem.examples[:2]).mathml()
 
 
 def write_report(folder: Path, problem: Problem, search: Search, rows: Sequence[Row], best: Entry, seconds: float) -> Path:
@@ -34,7 +40,7 @@ def write_report(folder: Path, problem: Problem, search: Search, rows: Sequence[
             space=problem.space.space.name,
             seconds=round(seconds),
             best=best,
-            formula=to_sympy(parse_loss(best.text), *problem.examples[:2]).mathml(),
+            formula=_formula(best, problem),
             rows=rows,
             reference=next((r.entry.name for r in rows if r.difference is None), ""),
             curve=_curve(search),

@@ -15,21 +15,28 @@ POSITIONS = ("logits", "embedding", "features[-1]", "features[-2]", "features[-3
 # kind of value -> a chain that makes it
 CHAINS = {
     "maps": "features[-2]",
-    "stack": "channel(features[-1])",
-    "rows": "logits",
+    "tokens": "tokens",
+    "rows": "embedding",
+    "classes": "logits",
     "columns": "transpose(embedding)",
     "relation": "mm(features[-1])",
+    "maps,maps": "features[-1], features[-2]",
+    "classes,rows": "logits, embedding",
 }
 
 
-def make_taps(seed, n=4, classes=5, width=6, maps=((2, 6, 5), (3, 4, 4), (4, 3, 4)), dtype=torch.float64):
-    """Random taps; `maps` gives (C,H,W) of each stage, the last stage last."""
+def make_taps(seed, n=4, classes=5, width=6, maps=((2, 6, 5), (3, 4, 4), (4, 3, 4)), tokens=(3, 4), heads=2, dtype=torch.float64):
+    """Random taps at every position; `maps` gives (C,H,W) of each stage, the last stage last, `tokens` (M,C)."""
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, dtype=dtype, generator=draw)
 
-    return Taps(normal(n, classes), normal(n, width), tuple(normal(n, *shape) for shape in maps))
+    features = tuple(normal(n, *shape) for shape in maps)
+    logits, embedding = normal(n, classes), normal(n, width)
+    attention = normal(n, heads, tokens[0], tokens[0])
+    before = tuple(normal(n, *shape) for shape in maps)
+    return Taps(logits, embedding, features, normal(n, *tokens), attention, before, (normal(classes, width), normal(classes)))
 
 
 def learning(taps):
@@ -38,7 +45,8 @@ def learning(taps):
 
 
 def by_position(taps):
-    return {position: taps.at(position) for position in taps.positions()}
+    """What an exported loss is given: position → tensor, and the classifier."""
+    return {p: taps.at(p) for p in taps.positions() if p != "teacher_head"} | {"head": taps.head}
 
 
 def call(name, argument):
