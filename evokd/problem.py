@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -124,13 +124,15 @@ def open_problem(
     pair = _pair(config, say, download, **objects)
     grammar = loss_grammar(space.space, pair.positions)
     used = _used(pair, grammar, seeds)
+    pair = _sparing(pair, used)
     key = bank_key(pair.data, pair.teacher, pair.plans[1], config.protocol, used)
     folder = Path(config.out) / "cache" / "banks" / key
     write_bank(folder, pair.data, pair.teacher, pair.plans[1], config.protocol, used, config.cache_gib, say)
     examples = (*(_shown(taps, used) for taps in pair.taps), torch.from_numpy(pair.data.train.labels[:32]))
     executor = Serial(OwnTraining(evaluate, examples)) if evaluate else _executor(config, pair, folder)
     key = content_key(json.dumps([key, weights_key(pair.network), pair.plans[0].features, *([own] if own else [])]))
-    return Problem(config, space, grammar, executor, examples, tap_table(*pair.taps, *pair.plans), _card(pair), key)
+    table = [row for row in tap_table(*pair.taps, *pair.plans) if row[0] in used or row[0] != "teacher_head"]
+    return Problem(config, space, grammar, executor, examples, table, _card(pair), key)
 
 
 def _used(pair: Pair, grammar: Grammar, seeds: Sequence[list]) -> list[str]:
@@ -141,6 +143,14 @@ def _used(pair: Pair, grammar: Grammar, seeds: Sequence[list]) -> list[str]:
     """
     read = [position for tree in seeds for position in compile_loss(tree, *pair.taps).needs]
     return sorted({"logits", *(p for p in pair.positions if p in grammar.nodes), *read})
+
+
+def _sparing(pair: Pair, used: Sequence[str]) -> Pair:
+    """The pair without hooks before ReLUs, if no loss reads them."""
+    if any(p.startswith("pre_relu") for p in used):
+        return pair
+    plans = tuple(replace(plan, pre_relu=()) for plan in pair.plans)
+    return replace(pair, plans=plans, taps=tuple(replace(taps, pre_relu=()) for taps in pair.taps))
 
 
 def _shown(taps: Taps, used: Sequence[str]) -> Taps:

@@ -72,9 +72,9 @@ def _checked(name: str, raw: dict, where: str) -> LossSpace:
         raise EvokdError(f"{where}, task", "'distiller'", repr(raw.get("task")))
     fields: dict = {key: _names(raw, key, table, where) for key, table in _TABLES.items()}
     fields |= {key: _names(raw, key, table, where) for key, table in _OPTIONAL.items() if key in raw}
-    for i, name in enumerate(fields.get("one_sided", ())):
-        if not TRANSFORMS[name].keeps_shape:
-            raise EvokdError(f"{where}, one_sided[{i}]", "an operator that keeps the shape", name)
+    for i, operator in enumerate(fields.get("one_sided", ())):
+        if not TRANSFORMS[operator].keeps_shape:
+            raise EvokdError(f"{where}, one_sided[{i}]", "an operator that keeps the shape", operator)
     fields |= {key: _grid(raw, key, where) for key in _NUMBERS}
     fields |= {key: _limit(raw, key, low, high, where) for key, (low, high) in _LIMITS.items()}
     return LossSpace(name=name, **fields)

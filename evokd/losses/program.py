@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,7 @@ class Step:
     side: str
     sources: tuple[int, ...]
     out: int
+    last: tuple[int, ...] = ()  # slots that nothing reads after this step
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class DistillLoss(nn.Module):
         self.connectors, self.parts = nn.ModuleDict(), nn.ModuleDict()
         self._pair, self._seed = (student, teacher), seed
         self._finishes = [self._compile(term) for term in self.terms]
+        self._steps = _with_last_uses(self._steps, {finish.source for finish in self._finishes})
         own = [position for part in self.parts.values() for position in part.needs]
         self.needs = tuple(dict.fromkeys([*(position for position, _, _ in self._leaves), *own]))
         self.random = any(step.operator.mask for step in self._steps)
@@ -205,6 +207,8 @@ class DistillLoss(nn.Module):
             for values, other in ((s, "teacher"), (t, "student")):
                 taken = [values[source] for source in step.sources]
                 values[step.out] = taken[0] if step.side == other else step.operator.fn(*taken, *extra, *params)
+                for slot in step.last:
+                    values[slot] = None  # a map that is kept costs more than the operator
         return s, t
 
     def _leaf(self, position: str, connector: str, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -241,6 +245,16 @@ class DistillLoss(nn.Module):
     def _weights(self, finish: Finish, batch: Batch) -> Tensor:
         params = (schedules.at(p, batch.progress) for p in finish.mode_params)
         return finish.mode(batch.student.logits, batch.teacher.logits, batch.labels, *params)
+
+
+def _with_last_uses(steps: Sequence[Step], kept: set[int | None]) -> list[Step]:
+    """The steps, each with the slots that may be let go after it."""
+    marked, read = [], set(kept)
+    for step in reversed(steps):
+        last = {*step.sources} - read
+        read |= last
+        marked.append(replace(step, last=tuple(sorted(last))))
+    return marked[::-1]
 
 
 def compile_loss(tree: Sequence[Node], student: Taps, teacher: Taps, seed: int = 0) -> DistillLoss:

@@ -94,6 +94,7 @@ def test_only_positions_in_use_are_recorded(folder):
         "features[-1]",
         "features[-2]",
         "features[-3]",
+        "teacher_head",
     ]
 
 

@@ -3,6 +3,7 @@ import torch
 
 from evokd.evaluate.gates import probe
 from evokd.losses import KNOWN, Taps, parse_loss
+from evokd.losses.language import to_terms
 
 
 @pytest.fixture(scope="module")
@@ -11,9 +12,12 @@ def examples(problem):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_published_losses_pass(examples, name):
+def test_published_losses_pass_where_the_pair_shows_what_they_read(examples, name):
     student, teacher, labels = examples
-    assert probe(parse_loss(KNOWN[name]), student, teacher, labels) == ""
+    tree = parse_loss(KNOWN[name])
+    missing = {p for term in to_terms(tree) for p in term.distance.positions()} - set(teacher.positions())
+    reason = probe(tree, student, teacher, labels)
+    assert reason.startswith("probe: EvokdError: position") if missing else reason == ""
 
 
 @pytest.mark.parametrize(

@@ -54,11 +54,12 @@ def test_count_of_the_whole_grammar_uses_its_own_height():
 
 
 def test_count_of_a_shipped_space_agrees_with_a_hand_count():
-    # logits only, no transforms: (value × mode × per-sample distances + value × correlation), one term and two
+    # logits only, no transforms: (value × mode × per-sample distances + value × correlation), one term and two; a temperature on
+    # kl, ce and the mode power_sum
     space = read_space("logits").space
     bare = type(space)(**{**vars(space), "transforms": (), "max_terms": 2, "max_transforms": 0})
-    per_sample = 6 + 4  # l1 l2 smooth_l1 hard cosine pearson, and kl at four temperatures
-    terms = 5 * 5 * per_sample + 5
+    per_sample = 6 + 2 * 4  # l1 l2 smooth_l1 hard cosine pearson, and kl and ce at four temperatures
+    terms = 5 * (5 + 4) * per_sample + 5
     assert loss_grammar(bare, ("logits",)).count() == terms + terms**2
 
 

@@ -7,6 +7,7 @@ from evokd.losses.distances import DISTANCES
 from evokd.losses.language import loss_grammar
 from evokd.losses.taps import Taps
 from evokd.losses.transforms import TRANSFORMS
+from evokd.losses.weights import MODES
 from evokd.space import read_space
 from evokd.streams import stream
 
@@ -19,7 +20,7 @@ CHAINS = {
     "rows": "embedding",
     "classes": "logits",
     "columns": "transpose(embedding)",
-    "relation": "mm(features[-1])",
+    "relation": "mm(embedding)",
     "maps,maps": "features[-1], features[-2]",
     "classes,rows": "logits, embedding",
 }
@@ -49,16 +50,26 @@ def by_position(taps):
     return {p: taps.at(p) for p in taps.positions() if p != "teacher_head"} | {"head": taps.head}
 
 
-def call(name, argument):
-    """An operator around a chain, with a temperature where it takes one."""
+def call(name, argument, side=""):
+    """An operator around a chain, with a temperature where it takes one; on one side alone if a side is named."""
     operator = TRANSFORMS.get(name) or DISTANCES[name]
-    return f"{name}({argument}{', tau=3' if operator.params else ''})"
+    return f"{side}{'.' if side else ''}{name}({argument}{', tau=3' if operator.params else ''})"
+
+
+def weight_mode(name):
+    """A weight mode as it is written, with a temperature where it takes one."""
+    return f"{name}(tau=3)" if MODES[name].params else name
 
 
 def every_operator():
-    """A loss for every operator and every kind that it takes."""
+    """A loss for every operator and every kind that it takes, and for those that may act on one side one of each side."""
     losses = [f"l2({call(t.name, CHAINS[k])})" for t in TRANSFORMS.values() for k in t.kinds]
-    return losses + [call(d.name, CHAINS[k]) for d in DISTANCES.values() for k in d.kinds]
+    for t in TRANSFORMS.values():
+        if t.keeps_shape:
+            first, *_, last = [CHAINS[k] for k in t.kinds] * 2
+            losses += [f"l2({call(t.name, first, 'teacher')})", f"l2({call(t.name, last, 'student')})"]
+    losses += [call(d.name, CHAINS[k]) for d in DISTANCES.values() for k in d.kinds]
+    return list(dict.fromkeys(losses))
 
 
 def random_trees(space, seeds, positions=POSITIONS):

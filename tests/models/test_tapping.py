@@ -5,7 +5,7 @@ from torch import nn
 from evokd.errors import EvokdError
 from evokd.losses import Taps
 from evokd.models.resnet import ResNet
-from evokd.models.tapping import Tapped, TapPlan, plan_taps, tap_table
+from evokd.models.tapping import Tapped, TapPlan, logits_of, plan_taps, tap_table
 
 
 class HandMade(nn.Module):
@@ -33,7 +33,7 @@ def hooks(network: nn.Module) -> int:
 def test_our_resnet_is_tapped_after_its_stages():
     network = ResNet(14, 4, 10)
     plan = plan_taps(network, IMAGES)
-    assert plan == TapPlan(("layer1", "layer2", "layer3"), "fc")
+    assert plan == TapPlan(("layer1", "layer2", "layer3"), "fc", ("layer1.1.relu", "layer2.1.relu", "layer3.1.relu"))
     with Tapped(network.eval(), plan) as tapped:
         taps = tapped(IMAGES)
     first = network.layer1(torch.relu(network.bn1(network.conv1(IMAGES))))
@@ -70,6 +70,35 @@ def test_a_hand_made_network_is_tapped_where_each_size_is_last_seen():
     assert torch.allclose(taps.embedding, torch.relu(network.deep(torch.relu(network.stem(IMAGES)))).mean((2, 3)), atol=1e-6)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_a_stages_last_relu_is_given_is_tapped_before_it_acts(inplace):
+    network = ResNet(8, 4, 10).eval()
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = inplace
+    with Tapped(network, plan_taps(network, IMAGES)) as tapped:
+        taps = tapped(IMAGES)
+    for before, after in zip(taps.pre_relu, taps.features, strict=True):
+        assert (before < 0).any()
+        assert torch.equal(before.relu(), after)
+
+
+def test_a_stage_without_a_relu_module_shows_nothing_before_it():
+    assert plan_taps(HandMade(), IMAGES).pre_relu == ()
+
+
+def test_a_network_that_returns_taps_is_taken_at_its_word():
+    class Own(nn.Module):
+        def forward(self, x):
+            return Taps(x.flatten(1)[:, :5], tokens=x.flatten(2).transpose(1, 2))
+
+    plan = plan_taps(Own(), IMAGES)
+    with Tapped(Own(), plan) as tapped:
+        assert tapped(IMAGES).positions() == ["logits", "tokens"]
+        assert tap_table(tapped(IMAGES), tapped(IMAGES), plan, plan) == [("logits", "5", "5"), ("tokens", "1024×3", "1024×3")]
+    assert logits_of(Own(), IMAGES).shape == (2, 5)
+
+
 def test_gradients_flow_through_taps():
     network = ResNet(8, 4, 10)
     with Tapped(network, plan_taps(network, IMAGES)) as tapped:
@@ -83,7 +112,7 @@ def test_no_hook_outlives_its_context():
     plan = plan_taps(network, IMAGES)
     assert hooks(network) == 0
     with Tapped(network, plan) as tapped:
-        assert hooks(network) == 4
+        assert hooks(network) == 4 + 3  # stages and classifier, and the ReLU that ends each stage
         tapped(IMAGES)
     assert hooks(network) == 0
     with pytest.raises(ZeroDivisionError), Tapped(network, plan):
@@ -108,7 +137,9 @@ def test_a_users_paths_are_taken_in_their_order():
     assert plan.features == ("layer1.0", "layer3.1")
     with Tapped(network, plan) as tapped:
         taps = tapped(IMAGES)
-    assert taps.positions() == ["logits", "embedding", "features[-1]", "features[-2]"]
+    assert taps.positions() == [
+        "logits", "embedding", "features[-1]", "features[-2]", "pre_relu[-1]", "pre_relu[-2]", "teacher_head",
+    ]  # fmt: skip
     assert taps.at("features[-1]").shape == (2, 16, 8, 8)
 
 
