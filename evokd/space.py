@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES
 
 _PACKAGE = Path(__file__).parent
+MAX_BYTES = 20_000
 ROOTS = (_PACKAGE / "_spaces", _PACKAGE.parent / "spaces")
 _TABLES = {
     "transforms": TRANSFORMS,
@@ -53,13 +54,15 @@ def read_space(name: str, task: str = "distiller") -> SpaceFile:
         EvokdError: no such space, broken TOML, an unknown key or operator, a number out of range.
     """
     shipped = [root / task / f"{name}.toml" for root in ROOTS]
-    path = next((p for p in [*shipped, Path(name)] if p.is_file()), None)
+    path = next((p for p in [*shipped, Path(name)] if len(name) < 4096 and os.path.isfile(p)), None)
     if path is None:
-        raise EvokdError("--space", "a space's name or an existing file", repr(name), closest(name, space_names(task)))
+        raise EvokdError("--space", "a space's name or an existing file", repr(name[:60]), closest(name[:60], space_names(task)))
+    if path.stat().st_size > MAX_BYTES:
+        raise EvokdError(str(path), f"at most {MAX_BYTES} bytes", f"{path.stat().st_size}")
     try:
         text = path.read_text(encoding="utf-8")
         return SpaceFile(_checked(path.stem, tomllib.loads(text), str(path)), text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise EvokdError(str(path), "TOML", str(error)[:80]) from None
 
 
@@ -69,7 +72,7 @@ def _checked(name: str, raw: dict, where: str) -> LossSpace:
         if key not in known:
             raise unknown(where, "a key of a distiller space", key, known)
     if raw.get("task") != "distiller":
-        raise EvokdError(f"{where}, task", "'distiller'", repr(raw.get("task")))
+        raise EvokdError(f"{where}, task", "'distiller'", repr(raw.get("task"))[:60])
     fields: dict = {key: _names(raw, key, table, where) for key, table in _TABLES.items()}
     fields |= {key: _names(raw, key, table, where) for key, table in _OPTIONAL.items() if key in raw}
     for i, operator in enumerate(fields.get("one_sided", ())):
@@ -96,7 +99,7 @@ def _grid(raw: dict, key: str, where: str) -> tuple[float, ...]:
         raise EvokdError(f"{where}, {key}", "a list of numbers", repr(values)[:60])
     for i, value in enumerate(values):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value <= 0 or value > 1e6:
+        if not number or not 0 < value <= 1e6:
             raise EvokdError(f"{where}, {key}[{i}]", "a number in (0, 1e6]", repr(value)[:60])
     return tuple(float(v) for v in values)
 

@@ -52,6 +52,49 @@ def test_the_python_file_runs_alone_and_tells_the_same_value(exported, problem):
     assert "exported_loss" not in sys.modules
 
 
+MODULE = "2*kl(logits, tau=4) + 0.8*crd"
+NEW = (
+    "ramp(0, 3)*power_sum(tau=5)*kl(teacher.temper(logits, tau=5), tau=anneal(4, 1)) + l2(mask(features[-1])) + l1(teacher_head)"
+)
+
+
+@pytest.mark.parametrize("text", [NEW, KNOWN["fsp"], KNOWN["dkd"], MODULE])
+def test_what_a_loss_may_hold_survives_its_json(text, tmp_path):
+    export_loss(tmp_path, parse_loss(text), 0.1)
+    again = read_loss(str(tmp_path / "loss.json"))
+    assert list(again) == list(parse_loss(text))
+    assert json.loads((tmp_path / "loss.json").read_text())["text"] == write_loss(again)
+
+
+def test_all_files_of_a_new_loss_name_what_it_needs(tmp_path):
+    export_loss(tmp_path, parse_loss(NEW), 0.1)
+    assert "generator: torch.Generator | None" in (tmp_path / "loss.py").read_text()
+    for name in ("loss.tex", "loss.sympy.txt"):
+        text = (tmp_path / name).read_text()
+        for words in ("random mask", "teacher's weight", "share of training done"):
+            assert words in text, name
+
+
+def test_a_loss_with_trained_parts_is_its_json_alone(tmp_path):
+    (path,) = export_loss(tmp_path, parse_loss(MODULE), 0.1)
+    assert [path] == [*tmp_path.iterdir()] == [tmp_path / "loss.json"]
+
+
+@pytest.mark.parametrize("form", ["sympy", "latex", "torch"])
+def test_a_loss_with_trained_parts_is_refused_in_other_forms(form, tmp_path, capsys):
+    export_loss(tmp_path / "best", parse_loss(MODULE), 0.1)
+    for given in (["--loss", MODULE], ["--loss", str(tmp_path / "best" / "loss.json")], [str(tmp_path)]):
+        assert main(["export", *given, "--format", form]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert (
+            said.err
+            == "evokd: 0.8*crd: expected a loss that is a formula, got one with trained parts or memory; it is code: losses/modules.py\n"
+        )
+    assert main(["export", "--loss", MODULE, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == MODULE
+
+
 @pytest.mark.parametrize("spec", ["kd", KNOWN["kd"], TEXT])
 def test_names_and_texts_are_losses_too(spec):
     assert write_loss(read_loss(spec)) == write_loss(parse_loss(KNOWN.get(spec, spec)))
@@ -69,6 +112,13 @@ HOSTILE = {
     "empty tree": '{"format": "evokd-loss-1", "tree": []}',
     "NaN as weight": '{"format": "evokd-loss-1", "tree": ["loss1", "plain", "nan", "pearson:rows", "logits"]}',
     "wrong kinds": '{"format": "evokd-loss-1", "tree": ["loss1", "logits"]}',
+    "schedule of nothing": '{"format": "evokd-loss-1", "tree": ["loss1", "plain", "ramp(0, nan)", "crd"]}',
+    "NaN literal": '{"format": "evokd-loss-1", "tree": ["loss1", "plain", NaN, "crd"]}',
+    "dunder node": '{"format": "evokd-loss-1", "tree": ["loss1", "plain", "1", "__class__"]}',
+    "nested calls": json.dumps(
+        {"format": "evokd-loss-1", "tree": ["loss1", "term", "1", "no", "l2:classes", *["relu:classes"] * 390, "logits"]}
+    ),
+    "10 MB node": json.dumps({"format": "evokd-loss-1", "tree": ["loss1", "plain", "9" * 10_000_000, "crd"]}),
     "bomb": json.dumps({"format": "evokd-loss-1", "tree": ["loss1"] * 100_000}),
     "deep": "[" * 100_000,
 }
@@ -84,7 +134,7 @@ def test_foreign_and_hostile_files_are_refused(case, tmp_path):
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("spec", ["nowhere/loss.json", "kl(nothing)", "__import__('os')", "", "kd" * 20_000])
+@pytest.mark.parametrize("spec", ["nowhere/loss.json", "kl(nothing)", "__import__('os')", "", "kd" * 20_000, "a" * 300 + ".json"])
 def test_what_is_no_loss_is_refused(spec):
     with pytest.raises(EvokdError):
         read_loss(spec)
@@ -104,7 +154,9 @@ def test_the_command_copies_a_runs_own_files(exported, capsys):
     assert capsys.readouterr().out == (folder / "loss.py").read_text()
 
 
-@pytest.mark.parametrize("options", [[], ["nowhere"], ["run", "--loss", "kd"], ["--loss", "kl(x)"]])
+@pytest.mark.parametrize(
+    "options", [[], ["nowhere"], ["run", "--loss", "kd"], ["--loss", "kl(x)"], ["--loss", "/"], ["--loss", "."]]
+)
 def test_the_command_refuses_in_one_line(options, capsys):
     assert main(["export", *options]) == 2
     said = capsys.readouterr()

@@ -13,9 +13,14 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("run", nargs="?", metavar="RUN", help="a run folder, for its best loss")
     options.add_argument("--loss", metavar="LOSS", help="known name, text, or loss.json")
     options.add_argument("--format", choices=["sympy", "latex", "torch", "json"], default="sympy")
+    options.add_argument("--operators", action="append", default=[], metavar="FILE.py:FN", help="an operator of your own")
     given = options.parse_args(arguments)
     if bool(given.run) == bool(given.loss):
         raise EvokdError("evokd export", "either RUN or --loss", "both" if given.run else "neither")
+    if given.operators:
+        from evokd.losses.own import load_operators
+
+        load_operators(given.operators)
     sys.stdout.write(render(given.loss or _best(Path(given.run)), given.format))
     return 0
 
@@ -23,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 def render(spec: str, form: str) -> str:
     """The loss as text; a run's own files know its pair and are copied as they are."""
     files = {"sympy": "loss.sympy.txt", "latex": "loss.tex", "torch": "loss.py", "json": "loss.json"}
-    beside = Path(spec).with_name(files[form])
+    beside = Path(spec).parent / files[form]
     if spec.endswith("loss.json") and Path(spec).is_file() and beside.is_file():
         return beside.read_text(encoding="utf-8")
     import json

@@ -52,13 +52,13 @@ def _operators(space, grammar) -> Iterable[str]:
         if found:
             yield f"  {kind}"
             yield from (
-                f"    {n:<14}{TRANSFORMS[n].note:<36}of {', '.join(k.replace(',', ' and ') for k in kinds)}"
+                f"    {n:<16}{TRANSFORMS[n].note:<36}of {', '.join(k.replace(',', ' and ') for k in kinds)}"
                 for n, kinds in found.items()
             )
     yield f"{len(space.distances)} distances"
-    yield from (f"    {d:<14}{DISTANCES[d].note:<36}of {', '.join(DISTANCES[d].kinds)}" for d in space.distances)
+    yield from (f"    {d:<16}{DISTANCES[d].note:<36}of {', '.join(DISTANCES[d].kinds)}" for d in space.distances)
     yield f"{len(space.modes)} weight modes"
-    yield from (f"    {m:<14}{MODES[m].note if m != 'no' else '1'}" for m in space.modes)
+    yield from (f"    {m:<16}{MODES[m].note if m != 'no' else '1'}" for m in space.modes)
     named = {"on one side alone": space.one_sided, "schedules": space.schedules, "with trained parts": space.modules}
     yield from (f"{what}: {', '.join(names)}" for what, names in named.items() if names)
     yield f"weights {', '.join(f'{v:g}' for v in space.values)}; temperatures {', '.join(f'{v:g}' for v in space.taus)}"

@@ -31,12 +31,12 @@ def smooth_l1(s: Tensor, t: Tensor) -> Tensor:
 
 
 def partial_l2(s: Tensor, t: Tensor) -> Tensor:
-    """Mean (s − t)², 0 where s ≤ t ≤ 0: what both networks' ReLUs hide (OFD, ICCV 2019, eq. 5)."""
+    """Mean (s − t)², 0 where s ≤ t ≤ 0: what both networks' ReLUs hide (OFD, ICCV 2019)."""
     return (s - t).square() * ((s > t) | (t > 0))
 
 
 def hinge(s: Tensor, t: Tensor) -> Tensor:
-    """Mean max(1 − s, 0)² where t > 0 and max(1 + s, 0)² elsewhere: the student's sign, with margin 1 (AB, AAAI 2019, eq. 5)."""
+    """Mean max(1 − s, 0)² where t > 0 and max(1 + s, 0)² elsewhere: the student's sign, with margin 1 (AB, AAAI 2019)."""
     return torch.where(t > 0, 1 - s, 1 + s).relu().square()
 
 
@@ -47,12 +47,12 @@ def kl(s: Tensor, t: Tensor, tau: float) -> Tensor:
 
 
 def ce(s: Tensor, t: Tensor, tau: float) -> Tensor:
-    """−Σ softmax(t/τ) log softmax(s/τ) over axis 1, without τ² (AKD, CVPR 2020, eq. 2), mean over what follows."""
+    """−Σ softmax(t/τ) log softmax(s/τ) over axis 1, without τ² (AKD, CVPR 2020), mean over what follows."""
     return -((t / tau).softmax(1) * (s / tau).log_softmax(1)).sum(1)
 
 
 def divergence(s: Tensor, t: Tensor) -> Tensor:
-    """Σ t ln(t/s) − t + s over axis 1 of values taken as ≥ 0: KL where rows are probabilities (PKT, ECCV 2018, eq. 5)."""
+    """Σ t ln(t/s) − t + s over axis 1 of values taken as ≥ 0: KL where rows are probabilities (PKT, ECCV 2018)."""
     s, t = s.relu(), t.relu()
     return (t * ((t + 1e-7) / (s + 1e-7)).log() - t + s).sum(1)
 
@@ -68,12 +68,12 @@ def cosine(s: Tensor, t: Tensor) -> Tensor:
 
 
 def pearson(s: Tensor, t: Tensor) -> Tensor:
-    """1 − Pearson correlation along axis 1 (DIST, NeurIPS 2022, eq. 6), mean over what follows."""
+    """1 − Pearson correlation along axis 1 (DIST, NeurIPS 2022), mean over what follows."""
     return 1 - F.cosine_similarity(s - s.mean(1, keepdim=True), t - t.mean(1, keepdim=True), 1, 1e-6)
 
 
 def correlation(s: Tensor, t: Tensor) -> Tensor:
-    """log₂ Σ_j |c_j − 1|^2.02, c_j the correlation of column j over the batch (ITRD, BMVC 2022, eq. 4), scalar.
+    """log₂ Σ_j |c_j − 1|^2.02, c_j the correlation of column j over the batch (ITRD, BMVC 2022), scalar.
 
     Columns are z-scored with the unbiased deviation, as published, so that c_j < 1 and the logarithm stays finite.
     """

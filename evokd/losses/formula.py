@@ -14,7 +14,7 @@ from functools import partial, reduce
 import numpy as np
 import sympy as sp
 from sympy.concrete.expr_with_limits import ExprWithLimits
-from sympy.printing.mathml import mathml
+from sympy.printing.mathml import MathMLPresentationPrinter
 
 from evokd.errors import EvokdError
 from evokd.genome.grammar import Node
@@ -41,8 +41,8 @@ class MaxOver(ExprWithLimits):
         return ExprWithLimits.__new__(cls, function, *limits)
 
     def _latex(self, printer) -> str:
-        indices = ", ".join(printer._print(limit[0]) for limit in self.limits)
-        return rf"{self.word}_{{{indices}}} {printer._print(self.function)}"
+        ranges = [r" \leq ".join(map(printer._print, (low, index, high))) for index, low, high in self.limits]
+        return rf"{self.word}_{{{', '.join(ranges)}}} {printer._print(self.function)}"
 
     def _sympystr(self, printer) -> str:
         return f"{type(self).__name__}({', '.join(printer._print(a) for a in self.args)})"
@@ -52,6 +52,35 @@ class MinOver(MaxOver):
     """Least value of an expression over index ranges."""
 
     fold, word = staticmethod(np.min), r"\min"
+
+
+class _MathML(MathMLPresentationPrinter):
+    """Cases and extremes as they are set in print, which SymPy would spell out as calls."""
+
+    def _print_Piecewise(self, e):
+        rows = []
+        for value, when in e.args:
+            last = when == True  # noqa: E712 (SymPy's own truth)
+            told = self._set("mrow", self._text("mtext", "otherwise" if last else "if "), *([] if last else [self._print(when)]))
+            rows.append(self._set("mtr", self._set("mtd", self._print(value)), self._set("mtd", told)))
+        return self._set("mrow", self._text("mo", "{"), self._set("mtable", *rows))
+
+    def _print_MaxOver(self, e):
+        ranges = []
+        for index, low, high in e.limits:
+            ends = [self._print(low), self._text("mo", "≤"), self._print(index), self._text("mo", "≤"), self._print(high)]
+            ranges += [self._text("mo", ","), *ends] if ranges else ends
+        word = self._set("munder", self._text("mo", e.word[1:]), self._set("mrow", *ranges))
+        return self._set("mrow", word, self._print(e.function))
+
+    def _set(self, tag: str, *inside):
+        node = self.dom.createElement(tag)
+        for child in inside:
+            node.appendChild(child)
+        return node
+
+    def _text(self, tag: str, text: str):
+        return self._set(tag, self.dom.createTextNode(text))
 
 
 @dataclass(frozen=True)
@@ -264,7 +293,8 @@ class Formula:
 
     def mathml(self) -> list[str]:
         """One `<math>` element a definition, which browsers set by themselves."""
-        return [f"<math>{mathml(a, 'presentation')}<mo>=</mo>{mathml(b, 'presentation')}</math>" for a, b in self.equations]
+        made = [f"<math>{_MathML().doprint(a)}<mo>=</mo>{_MathML().doprint(b)}</math>" for a, b in self.equations]
+        return [text.replace("<mo><</mo>", "<mo>&lt;</mo>") for text in made]  # SymPy leaves it bare
 
     def legend(self) -> list[str]:
         """What the letters stand for."""
@@ -360,12 +390,12 @@ class _Writer:
 
     def made(self, call: Call, side: str, connect: bool) -> Array:
         below = [self.value(arg, side, connect) for arg in call.args]
-        if call.side and call.side[0].upper() != side:
-            return below[0]
         operator = TRANSFORMS[call.name]
         extra = [self.labels(below[0].sizes[0])] if operator.labels else []
         if operator.mask:
             extra = [self.mask(call, [below[0].sizes[axis] for axis in operator.mask[1] if axis < len(below[0].sizes)])]
+        if call.side and call.side[0].upper() != side:
+            return below[0]
         self.b.side = side
         return operator.formula(self.b, *below, *extra, *map(number, call.params))
 
@@ -414,7 +444,8 @@ class _Writer:
             if student[2:] != teacher[2:]:
                 shrink = all(have >= want for have, want in zip(student[2:], teacher[2:], strict=True))
                 tap = self.b.mean_pool(tap, target[2:]) if shrink else _interpolated(self.b, tap, target[2:])
-            weight = self.taps["W", position] = Array("W" + _stage(position), (target[1], tap.sizes[1]))
+            name = f"W{_stage(position)}^{_LETTERS[position.partition('[')[0]][0]}"
+            weight = self.taps["W", position] = Array(name, (target[1], tap.sizes[1]))
             body = lambda i, j, *k: self.b.sum(tap.sizes[1], lambda p: weight[j, p] * tap[(i, p, *k)])  # noqa: E731
             self.known[key] = self.b.let((tap.sizes[0], target[1], *tap.sizes[2:]), body)
         return self.known[key]
@@ -476,7 +507,7 @@ _LETTERS = {
     "features": ("F", "N", "C", "H", "W"),
     "pre_relu": ("G", "N", "C", "H", "W"),
     "tokens": ("X", "N", "M", "C"),
-    "attention": ("Q", "N", "h", "M", "M"),
+    "attention": ("Q", "N", "h", "L", "L"),
 }
 
 
@@ -529,9 +560,12 @@ def _tabulate(let: Let, sizes: dict, arrays: dict) -> np.ndarray:
     return np.broadcast_to(value, shape[::-1]).transpose() if shape else value
 
 
+# 3 · (7 · ⅓) is a little above 7 in floating point, and its ceiling must be 7
 _POINTWISE = {
-    sp.exp: np.exp, sp.log: np.log, sp.Abs: np.abs, sp.sign: np.sign, sp.tanh: np.tanh, sp.cos: np.cos, sp.floor: np.floor,
-    sp.ceiling: np.ceil,
+    sp.floor: lambda x: np.floor(x + 1e-9), sp.ceiling: lambda x: np.ceil(x - 1e-9), sp.Not: np.logical_not,
+    sp.exp: np.exp, sp.log: np.log, sp.Abs: np.abs, sp.sign: np.sign,
+    sp.sin: np.sin, sp.cos: np.cos, sp.tan: np.tan, sp.asin: np.arcsin, sp.acos: np.arccos, sp.atan: np.arctan,
+    sp.sinh: np.sinh, sp.cosh: np.cosh, sp.tanh: np.tanh, sp.asinh: np.arcsinh, sp.acosh: np.arccosh, sp.atanh: np.arctanh,
 }  # fmt: skip
 _FOLDS = {
     sp.Add: np.add,
@@ -543,6 +577,7 @@ _FOLDS = {
 }
 _PAIRS = {
     sp.Pow: np.power, sp.Mod: np.mod, sp.Ge: np.greater_equal, sp.Gt: np.greater, sp.Le: np.less_equal, sp.Lt: np.less, sp.Eq: np.equal,
+    sp.Ne: np.not_equal,
 }  # fmt: skip
 
 
@@ -560,8 +595,8 @@ def _value(e, env: dict, arrays: dict, axes: int):
     if isinstance(e, sp.Piecewise):
         (then, when), (otherwise, _) = e.args
         return np.where(*(_value(x, env, arrays, axes) for x in (when, then, otherwise)))
-    if e is sp.pi:
-        return np.longdouble(np.pi)
+    if e.is_NumberSymbol:
+        return np.longdouble(str(e.evalf(30)))
     args = [_value(arg, env, arrays, axes) for arg in e.args]
     if type(e) in _POINTWISE:
         return _POINTWISE[type(e)](args[0])

@@ -33,7 +33,7 @@ from math import exp, fsum
 
 from evokd.errors import EvokdError, closest
 from evokd.genome.codec import from_names, read_number
-from evokd.genome.grammar import Grammar, Node, Rule, Tree, kind
+from evokd.genome.grammar import Grammar, Node, Rule, Tree, kind, subtree_heights
 from evokd.losses import schedules
 from evokd.losses.distances import DISTANCES
 from evokd.losses.modules import MODULES
@@ -183,7 +183,10 @@ def learn_operator(operator) -> None:
 
 def tree_from_names(names: Sequence[str], where: str = "tree") -> Tree:
     """The inverse of `codec.to_names` for losses."""
-    return from_names(names, _node, kind("loss"), where)
+    tree = from_names(names, _node, kind("loss"), where)
+    if subtree_heights(tree)[0] > MAX_DEPTH + 3:  # a loss, a term and a position stand around the calls
+        raise EvokdError(where, f"at most {MAX_DEPTH} nested calls", "more")
+    return tree
 
 
 def to_tree(terms: Sequence[Term]) -> Tree:
@@ -446,11 +449,11 @@ def canonical(tree: Sequence[Node]) -> Tree:
 
 def _merged(terms: Sequence[Term]) -> list[Term]:
     """Equal terms as one; their sum is rounded once, so that it does not depend on their order. Schedules stay by themselves."""
-    plain = [t for t in terms if not isinstance(t.weight, Schedule)]
-    moving = sorted((t for t in terms if isinstance(t.weight, Schedule)), key=str)
+    plain = [t for t in terms if not isinstance(t.weight, Schedule) and abs(t.weight) < 1e300]
+    others = sorted((t for t in terms if t not in plain), key=str)
     if len(plain) > 1:
         plain = [replace(plain[0], weight=_rounded(fsum(t.weight for t in plain)))]
-    return plain + moving
+    return plain + others
 
 
 def _rounded(value: float) -> float:
@@ -458,18 +461,20 @@ def _rounded(value: float) -> float:
 
 
 def _absorb(call: Call) -> Call:
-    while call.args and _superfluous(call, call.args[0]):
-        call = replace(call, args=(*call.args[0].args, *call.args[1:]))
-    if len(call.args) == 1 and call.name == call.args[0].name == "transpose":
-        return _absorb(call.args[0].args[0])
-    return replace(call, args=tuple(_absorb(arg) for arg in call.args))
-
-
-def _superfluous(outer: Call, inner: Call) -> bool:
-    """Whether `inner`, the only argument of `outer`, may be left out. What acts on one side only hides what acts on that side."""
-    if inner.name in IDENTITIES and inner.args:
-        return True
-    return len(outer.args) == 1 and inner.name in ABSORBED.get(outer.name, ()) and outer.side in ("", inner.side)
+    """From the inside out, so that what is left below a call is final."""
+    call = replace(call, args=tuple(_absorb(arg) for arg in call.args))
+    if call.name in IDENTITIES and call.args:
+        return call.args[0]
+    if len(call.args) != 1:
+        return call
+    below = call.args[0]
+    # of rows, two transposes are another kind than none
+    if call.name == below.name == "transpose" and kind_of(call) == kind_of(below.args[0]):
+        return below.args[0]
+    while call.args[0].name in ABSORBED.get(call.name, ()) and call.side in ("", call.args[0].side):
+        # what acts on one side only hides what acts on that side
+        call = replace(call, args=call.args[0].args)
+    return call
 
 
 def _join_temperatures(term: Term) -> Term:
@@ -479,9 +484,11 @@ def _join_temperatures(term: Term) -> Term:
         factor = below.params[0] if below.params else 2.0
         if any(isinstance(n, Schedule) for n in (factor, call.params[0], term.weight)):
             break
-        call = replace(call, args=below.args, params=(_rounded(call.params[0] * factor),))
+        if not (1e-6 <= factor <= 1e6 and 1e-100 <= call.params[0] <= 1e100 and abs(term.weight) <= 1e100):
+            break  # products of numbers that far from 1 may not be finite
+        call = _absorb(replace(call, args=below.args, params=(_rounded(call.params[0] * factor),)))
         term = replace(term, weight=_rounded(term.weight / factor**2) if call.name == "kl" else term.weight)
-    return replace(term, distance=_absorb(call))
+    return replace(term, distance=call)
 
 
 # --- growth ------------------------------------------------------------------------------------------------------------------

@@ -32,12 +32,12 @@ def norm_all(f: Tensor) -> Tensor:
 
 
 def sumnorm_C(f: Tensor) -> Tensor:
-    """f / max(Σ|f| over axis 1, 1e-4): affinities become probabilities (PKT, ECCV 2018, eq. 4)."""
+    """f / max(Σ|f| over axis 1, 1e-4): affinities become probabilities (PKT, ECCV 2018)."""
     return f / f.abs().sum(1, keepdim=True).clamp_min(1e-4)
 
 
 def meannorm(f: Tensor) -> Tensor:
-    """f / max(mean of the positive entries, 1e-4), over the whole matrix (RKD, CVPR 2019, eq. 6)."""
+    """f / max(mean of the positive entries, 1e-4), over the whole matrix (RKD, CVPR 2019)."""
     return f / (f.relu().sum() / (f > 0).sum().clamp_min(1)).clamp_min(1e-4)
 
 
@@ -95,13 +95,13 @@ def centre_N(f: Tensor) -> Tensor:
 
 
 def zscore_C(f: Tensor) -> Tensor:
-    """(f − mean) / √(var + 1e-6) over axis 1, unbiased variance (LSKD, CVPR 2024, eq. 9)."""
+    """(f − mean) / √(var + 1e-6) over axis 1, unbiased variance (LSKD, CVPR 2024)."""
     centred = f - f.mean(1, keepdim=True)
     return centred / (centred.square().sum(1, keepdim=True) / max(f.shape[1] - 1, 1) + 1e-6).sqrt()
 
 
 def margin(f: Tensor) -> Tensor:
-    """max(f, m), m the mean of a channel's negative entries: the margin ReLU of OFD (ICCV 2019, eq. 3), from this batch."""
+    """max(f, m), m the mean of a channel's negative entries: the margin ReLU of OFD (ICCV 2019), from this batch."""
     axes = [axis for axis in range(f.dim()) if axis != 1]
     return torch.maximum(f, f.clamp(max=0).sum(axes, keepdim=True) / (f < 0).sum(axes, keepdim=True).clamp_min(1))
 

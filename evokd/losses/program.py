@@ -64,8 +64,7 @@ class Step:
     """values[out] = operator(values of the sources), on both sides or on one."""
 
     operator: Transform
-    params: tuple[Number, ...]
-    side: str
+    call: Call
     sources: tuple[int, ...]
     out: int
     last: tuple[int, ...] = ()  # slots that nothing reads after this step
@@ -103,7 +102,7 @@ class DistillLoss(nn.Module):
         connectors: position → connector, trained by the student's optimiser without weight decay.
         parts: terms with trained parts or memory, by name.
         needs: positions in use.
-        random: whether it draws masks, so that two calls differ.
+        random: whether two calls may differ: it draws masks, or has parts that draw or remember.
     """
 
     def __init__(self, terms: Sequence[Term], student: Taps, teacher: Taps, seed: int) -> None:
@@ -118,7 +117,7 @@ class DistillLoss(nn.Module):
         self._steps = _with_last_uses(self._steps, {finish.source for finish in self._finishes})
         own = [position for part in self.parts.values() for position in part.needs]
         self.needs = tuple(dict.fromkeys([*(position for position, _, _ in self._leaves), *own]))
-        self.random = any(step.operator.mask for step in self._steps)
+        self.random = bool(self.parts) or any(step.operator.mask for step in self._steps)
         del self._pair
 
     def _compile(self, term: Term) -> Finish:
@@ -143,7 +142,7 @@ class DistillLoss(nn.Module):
             sources = tuple(self._slot(arg, connect) for arg in call.args)
             slot = len(self._slots)
             if call.args:
-                self._steps.append(Step(TRANSFORMS[call.name], call.params, call.side, sources, slot))
+                self._steps.append(Step(TRANSFORMS[call.name], call, sources, slot))
             else:
                 self._leaves.append((call.name, self._connect(call.name) if connect or call.name == "teacher_head" else "", slot))
             self._slots[call, connect] = slot
@@ -201,12 +200,15 @@ class DistillLoss(nn.Module):
         t: list = [None] * len(self._slots)
         for position, connector, slot in self._leaves:
             s[slot], t[slot] = self._leaf(position, connector, batch)
+        masks: dict[Call, tuple[Tensor, ...]] = {}
         for step in self._steps:
-            extra = (batch.labels,) if step.operator.labels else self._mask(step, s, batch)
-            params = tuple(schedules.at(p, batch.progress) for p in step.params)
+            if step.operator.mask and step.call not in masks:  # the same one before and behind a connector
+                masks[step.call] = self._mask(step, s, batch)
+            extra = (batch.labels,) if step.operator.labels else masks.get(step.call, ())
+            params = tuple(schedules.at(p, batch.progress) for p in step.call.params)
             for values, other in ((s, "teacher"), (t, "student")):
                 taken = [values[source] for source in step.sources]
-                values[step.out] = taken[0] if step.side == other else step.operator.fn(*taken, *extra, *params)
+                values[step.out] = taken[0] if step.call.side == other else step.operator.fn(*taken, *extra, *params)
                 for slot in step.last:
                     values[slot] = None  # a map that is kept costs more than the operator
         return s, t
@@ -221,8 +223,6 @@ class DistillLoss(nn.Module):
 
     def _mask(self, step: Step, s: list, batch: Batch) -> tuple[Tensor, ...]:
         """The mask that both sides share, drawn on the generator's device so that every device sees the same one."""
-        if not step.operator.mask:
-            return ()
         if batch.generator is None:
             raise EvokdError("generator", f"a torch.Generator, from which {step.operator.name} draws its masks", "None")
         keep, axes = step.operator.mask
@@ -293,20 +293,26 @@ def comparable(value: Call, student: Taps, teacher: Taps) -> bool:
     """Whether a path gives both sides one shape by itself, also wherever they share a mask, so that no connector is needed.
 
     The path runs on empty tensors in which every size of every axis is replaced by a prime of its own: a flattened axis then agrees only
-    if it is made of equal axes, and not because 2·4·4 happens to be 8·2·2.
+    if it is made of equal axes, and not because 2·4·4 happens to be 8·2·2. It runs on the true sizes too, which may be below a pool's.
     """
     pairs = {p: (read_tap(student, p).shape, read_tap(teacher, p).shape) for p in value.positions()}
     if all(s[1:] == t[1:] for s, t in pairs.values()):
         return True
     primes: dict[tuple[int, int], int] = {}
 
-    def empty(shape: torch.Size) -> Tensor:
-        sizes = [primes.setdefault((axis, size), _PRIMES[len(primes)]) for axis, size in enumerate(shape)]
-        return torch.empty(sizes, device="meta")
+    def prime(shape: torch.Size) -> list[int]:
+        return [primes.setdefault((axis, size), _PRIMES[len(primes)]) for axis, size in enumerate(shape)]
 
     # any embedding becomes logits, behind a connector where the widths differ
-    leaves = {p: [empty(teacher.logits.shape if p == "teacher_head" else shape) for shape in pair] for p, pair in pairs.items()}
-    return all(s.shape == t.shape for s, t in _met(value, leaves))
+    shapes = {p: [teacher.logits.shape if p == "teacher_head" else shape for shape in pair] for p, pair in pairs.items()}
+    for sizes in (prime, list):
+        leaves = {p: [torch.empty(sizes(shape), device="meta") for shape in pair] for p, pair in shapes.items()}
+        try:
+            if any(s.shape != t.shape for s, t in _met(value, leaves)):
+                return False
+        except RuntimeError:  # more entries than can be counted, or a user's operator that needs sides of some sort
+            return False
+    return True
 
 
 def _met(call: Call, leaves: dict[str, list[Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -325,6 +331,6 @@ def _met(call: Call, leaves: dict[str, list[Tensor]]) -> Iterator[tuple[Tensor, 
     if operator.keeps_shape:
         yield args[0]
         return
-    labels = [torch.empty(_PRIMES[0], dtype=torch.long, device="meta")] if operator.labels else []
+    labels = [torch.empty(args[0][0].shape[0], dtype=torch.long, device="meta")] if operator.labels else []
     params = [schedules.at(p, 0) for p in call.params]
     yield tuple(operator.fn(*side, *labels, *params) for side in zip(*args, strict=True))

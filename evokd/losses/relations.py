@@ -30,34 +30,34 @@ def gram_HW(f: Tensor) -> Tensor:
 
 
 def affinity(f: Tensor) -> Tensor:
-    """Cosine of every pair of positions, (N,M,M) (SKD, CVPR 2019, eq. 2); norms at least 1e-4."""
+    """Cosine of every pair of positions, (N,M,M) (SKD, CVPR 2019); norms at least 1e-4."""
     x = f.flatten(2)
     x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-4)
     return x.transpose(1, 2) @ x
 
 
 def cross(f: Tensor, g: Tensor) -> Tensor:
-    """F Gᵀ / M of two layers, (N,C,C'): FSP matrix (Yim et al., CVPR 2017, eq. 1). The larger map is max-pooled to the smaller."""
+    """F Gᵀ / M of two layers, (N,C,C'): FSP matrix (Yim et al., CVPR 2017). The larger map is max-pooled to the smaller."""
     size = min(f.shape[2], g.shape[2]), min(f.shape[3], g.shape[3])
     f, g = (x if x.shape[2:] == size else F.adaptive_max_pool2d(x, size) for x in (f, g))
     return f.flatten(2) @ g.flatten(2).transpose(1, 2) / (size[0] * size[1])
 
 
 def pdist(f: Tensor) -> Tensor:
-    """Euclidean distances of samples, (N,N) (RKD, CVPR 2019, eq. 5)."""
+    """Euclidean distances of samples, (N,N) (RKD, CVPR 2019)."""
     x = f.flatten(1)
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def angle(f: Tensor) -> Tensor:
-    """cos of the angle that samples j and k make at sample i, (N,N²) (RKD, CVPR 2019, eq. 9); lengths at least 1e-4."""
+    """cos of the angle that samples j and k make at sample i, (N,N²) (RKD, CVPR 2019); lengths at least 1e-4."""
     x = f[None] - f[:, None]
     x = x / torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp_min(1e-4)
     return (x @ x.transpose(1, 2)).flatten(1)
 
 
 def gt_drop(f: Tensor, labels: Tensor) -> Tensor:
-    """The true class's logit lowered by 1000, so that it leaves the softmax (DKD, CVPR 2022, eq. 4)."""
+    """The true class's logit lowered by 1000, so that it leaves the softmax (DKD, CVPR 2022)."""
     true = torch.arange(f.shape[1], device=f.device) == labels[:, None]
     return f - 1000 * true
 

@@ -149,7 +149,8 @@ class _Class:
         self.terms, self.sizes, self.compiled = terms, sizes, compiled
         self.lines: list[str] = []
         self.names: dict[tuple, str] = {}
-        self.masks = 0
+        self.masks: dict[Call, str] = {}
+        self.bounds = 0
         connected = [compiled is not None and compiled.connects(i) for i in range(len(terms))]
         self.roots = list(zip(terms, connected, strict=True))
         made = {(call, connect) for term, connect in self.roots for call in term.distance.args[0].walk()}
@@ -207,7 +208,7 @@ class _Class:
         extra = ["labels"] if operator.labels else []
         if operator.mask:
             s, t = (self.bound(*s, "f_s"),), (self.bound(*t, "f_t"),)
-            extra = [self.mask(operator.mask, s[0])]
+            extra = [self.mask(call, s[0])]
         made = [f"{call.name}({', '.join([*side, *extra, *params])})" for side in (s, t)]
         pair = (s[0] if call.side == "teacher" else made[0], t[0] if call.side == "student" else made[1])
         if self.uses[call, connect] == 1 and not operator.mask:
@@ -219,13 +220,17 @@ class _Class:
     def bound(self, expression: str, stem: str) -> str:
         if expression.isidentifier():
             return expression
-        self.lines.append(f"        {stem}{self.masks + 1} = {expression}")
-        return f"{stem}{self.masks + 1}"
+        self.bounds += 1
+        self.lines.append(f"        {stem}{self.bounds} = {expression}")
+        return f"{stem}{self.bounds}"
 
-    def mask(self, form: tuple[float, tuple[int, ...]], value: str) -> str:
-        self.masks += 1
-        self.lines.append(f"        mask{self.masks} = bernoulli({value}, {form[0]}, {form[1]}, generator)")
-        return f"mask{self.masks}"
+    def mask(self, call: Call, value: str) -> str:
+        """One mask a call, the same before and behind a connector."""
+        if call not in self.masks:
+            keep, axes = TRANSFORMS[call.name].mask
+            self.masks[call] = f"mask{len(self.masks) + 1}"
+            self.lines.append(f"        {self.masks[call]} = bernoulli({value}, {keep}, {axes}, generator)")
+        return self.masks[call]
 
     def leaf(self, position: str, connect: bool) -> tuple[str, str]:
         if position == "teacher_head":

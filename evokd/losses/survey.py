@@ -53,7 +53,7 @@ SURVEY = (
     ),
     Row("SP", "similarity matrix", "similarity matrix", "middle layer", "Frobenius norm", "none", "tree", KNOWN["sp"]),
     Row(
-        "MEAL", "adaptive pooling", "adaptive pooling", "end of layer group", "L1/L2/KL/GAN", "space", "tree",
+        "MEAL", "adaptive pooling", "adaptive pooling", "end of layer group", "L1/L2/KL/GAN", "none", "tree",
         "l1(pool_1(features[-1])) + l2(pool_2(features[-2])) + kl(logits, tau=1)", "without the discriminator",
     ),
     Row("Heo", "margin ReLU", "1×1 conv", "pre-ReLU", "partial L2", "negative features", "tree", KNOWN["ofd"]),

@@ -39,7 +39,7 @@ def sim(z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:
 
 
 def power_sum(z_s: Tensor, z_t: Tensor, labels: Tensor, tau: float) -> Tensor:
-    """Σ_k softmax(z_t)_k^(1/τ): WTTM's weight, with its γ = 1/τ (ICLR 2024, eq. 9); samples of a flat teacher count more."""
+    """Σ_k softmax(z_t)_k^(1/τ): WTTM's weight, with its γ = 1/τ (ICLR 2024, eq. 22); samples of a flat teacher count more."""
     return (z_t.log_softmax(1) / tau).exp().sum(1)
 
 

@@ -183,6 +183,14 @@ def test_ordinary_values_pass_a_gradient(t, kinds):
     assert all(f.grad.abs().sum() > 1e-3 for f in values)
 
 
+@pytest.mark.parametrize(("t", "kinds"), CASES, ids=IDS)
+def test_what_is_not_a_number_is_not_hidden(t, kinds):
+    for place in range(len(kinds.split(","))):
+        values = arguments(kinds)
+        values[place].view(-1)[0] = math.nan
+        assert apply(t, *values).isnan().any()
+
+
 SMALL = {"maps": (2, 2, 3, 2), "tokens": (2, 3, 2), "rows": (3, 4), "classes": (3, 4), "relation": (3, 3), "columns": (4, 3)}
 
 
