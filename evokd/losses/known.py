@@ -79,6 +79,6 @@ KNOWN: dict[str, str] = {
     "minilm": "kl(attention, tau=1) + kl(temper(gram_HW(tokens), tau=0.125), tau=1)",
     # Dong et al. (DisWOT†), CVPR 2023: KD with the semantic and the relation term, 1/c² and 1/b² as printed (norms not squared); the
     # semantic map is the class gradient, which is what their code computes
-    "diswot": "kl(logits, tau=4) + frobenius(norm_all(mm(transpose(class_gradient(logits, embedding)))))"
+    "diswot": "kl(logits, tau=4) + frobenius(norm_all(gram_C(class_gradient(logits, embedding))))"
     " + frobenius(norm_all(mm(features[-1])))",
 }  # fmt: skip

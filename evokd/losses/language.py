@@ -468,8 +468,7 @@ def _absorb(call: Call) -> Call:
     if len(call.args) != 1:
         return call
     below = call.args[0]
-    # of rows, two transposes are another kind than none
-    if call.name == below.name == "transpose" and kind_of(call) == kind_of(below.args[0]):
+    if call.name == below.name == "transpose":  # of tokens, the one kind that it gives back
         return below.args[0]
     while call.args[0].name in ABSORBED.get(call.name, ()) and call.side in ("", call.args[0].side):
         # what acts on one side only hides what acts on that side

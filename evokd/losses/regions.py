@@ -250,9 +250,7 @@ REGIONS = (
     Transform(local_r4, _MAP, _local(4), "4×4 tiles as channels"),
     Transform(channel, {MAPS: TOKENS}, _flat(2), "(N,C,H,W) → (N,C,M)"),
     Transform(batch, {MAPS: ROWS, TOKENS: ROWS}, _flat(1), "(N,…) → (N,D)"),
-    Transform(
-        transpose, {ROWS: COLUMNS, CLASSES: COLUMNS, COLUMNS: COLUMNS, TOKENS: TOKENS}, _transpose, "last two axes swapped"
-    ),
+    Transform(transpose, {ROWS: COLUMNS, CLASSES: COLUMNS, TOKENS: TOKENS}, _transpose, "last two axes swapped"),
     Transform(satt, SPATIAL, _satt, "f·√(spatial attention)", keeps_shape=True),
     Transform(natt, _DROP, _natt, "N·softmax over the batch of 2f", keeps_shape=True),
     Transform(catt, SPATIAL, _catt, "f·√(channel attention)", keeps_shape=True),

@@ -17,6 +17,11 @@ def mm(f: Tensor) -> Tensor:
     return x @ x.t()
 
 
+def gram_C(f: Tensor) -> Tensor:
+    """Xᵀ X: similarity of the entries of axis 1, (D,D)."""
+    return f.t() @ f
+
+
 def bmm(f: Tensor) -> Tensor:
     """F Fᵀ / M with F = (C,M): Gram matrix of channels, (N,C,C). The mean over space keeps its size comparable."""
     x = f.flatten(2)
@@ -65,7 +70,8 @@ def gt_drop(f: Tensor, labels: Tensor) -> Tensor:
 def gt_binary(f: Tensor, labels: Tensor) -> Tensor:
     """(logit of the true class, logsumexp of the others), (N,2): its softmax is (p_y, 1 − p_y) (DKD, CVPR 2022); (0,0) if unknown."""
     true = torch.arange(f.shape[1], device=f.device) == labels[:, None]
-    pair = torch.stack([(f * true).sum(1), (f - 1000 * true).logsumexp(1)], 1)
+    others = f.masked_fill(true, torch.finfo(f.dtype).min)
+    pair = torch.stack([(f * true).sum(1), others.logsumexp(1)], 1)
     return pair * (labels >= 0)[:, None]
 
 
@@ -80,6 +86,11 @@ def _mm(b, a):
     rest = tuple(range(1, len(a.sizes)))
     n = a.sizes[0]
     return b.let((n, n), lambda i, j: b.dot(a, (i, *[0] * len(rest)), (j, *[0] * len(rest)), rest))
+
+
+def _gram_C(b, a):
+    d = a.sizes[1]
+    return b.let((d, d), lambda i, j: b.dot(a, (0, i), (0, j), (0,)))
 
 
 def _bmm(b, a):
@@ -165,6 +176,7 @@ def _class_gradient(b, z, e, y):
 
 RELATIONS = (
     Transform(mm, {k: RELATION for k in (MAPS, TOKENS, ROWS, CLASSES)} | {COLUMNS: COLUMNS}, _mm, "X·Xᵀ over axis 0"),
+    Transform(gram_C, {COLUMNS: COLUMNS}, _gram_C, "Xᵀ·X over axis 1"),
     Transform(bmm, {MAPS: TOKENS, TOKENS: TOKENS}, _bmm, "F·Fᵀ/M over channels"),
     Transform(gram_HW, {MAPS: TOKENS, TOKENS: TOKENS}, _gram_HW, "Fᵀ·F/C over positions"),
     Transform(affinity, {MAPS: TOKENS, TOKENS: TOKENS}, _affinity, "cos of positions"),

@@ -51,7 +51,10 @@ def main(count: int = 15) -> None:
     for name, written in {"kd": kd, "dist": dist, "sp": sp, "at": at}.items():
         compiled = compile_loss(parse_loss(AT if name == "at" else KNOWN[name]), student, teacher)
         torch.testing.assert_close(compiled(student, teacher), written(student, teacher), rtol=1e-4, atol=1e-5)
-        cases = {"by hand": _case(written, student, teacher, REPEATS[name]), "compiled": _case(compiled, student, teacher, REPEATS[name])}
+        cases = {
+            "by hand": _case(written, student, teacher, REPEATS[name]),
+            "compiled": _case(compiled, student, teacher, REPEATS[name]),
+        }
         print(table(rounds(cases, int(count)), "by hand", f"loss-{name}"), flush=True)
 
 
