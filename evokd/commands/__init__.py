@@ -10,6 +10,7 @@ from evokd.errors import EvokdError
 COMMANDS = {
     "evolve": "evolve a distiller (the same as python -m evokd.evolve)",
     "export": "write a loss as LaTeX, SymPy, PyTorch or JSON",
+    "score": "rank the training-free scores of students against a table",
     "spaces": "list the search spaces, or show one",
     "runs": "list runs with their state and best loss",
     "ui": "open the MLflow UI on the runs, on localhost",

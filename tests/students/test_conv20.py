@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from evokd.students.conv20 import Conv, chain_cost, integers, repair, space
+from evokd.students.conv20 import repair, space
+from evokd.students.layers import Conv, chain_cost, integers
 from tests.students.contract import (
     check_cost,
     check_gradients,
