@@ -95,14 +95,34 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+class StudentConfig(Config):
+    """A search for a student."""
+
+    task: Literal["student"] = "student"
+    space: str = "digits"
+    population: int = Field(24, ge=2)
+    generations: int = Field(5, ge=1)
+    evaluator: Literal["cascade", "score", "distill", "train"] = "cascade"
+    score: str = "diswot"
+    init: Literal["default", "kaiming", "gaussian"] = "kaiming"
+    promote: float = Field(0.25, gt=0, le=1, description="share of a generation that the cascade distils")
+    loss: str = Field("kd", description="the recipe of distillation: known name, text or loss.json")
+    max_params: int | None = Field(None, ge=1)
+    max_macs: int | None = Field(None, ge=1)
+
+
+MODELS: dict[str, type[Config]] = {"distiller": Config, "student": StudentConfig}
+
+
 def make_config(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
     """Defaults of the data set, then `values`, then `key=value` overrides (`protocol.steps=300`).
 
     Raises:
         EvokdError: unknown key or a value out of range.
     """
-    preset = PRESETS.get(str(values.get("data", "digits")), {})
-    merged: dict[str, Any] = {**preset, "protocol": dict(preset.get("protocol", {}))}
+    task = str(values.get("task", "distiller"))
+    preset = PRESETS.get((task, str(values.get("data", "digits"))), {})
+    merged: dict[str, Any] = {**preset, "task": task, "protocol": dict(preset.get("protocol", {}))}
     return _merged(merged, values, overrides)
 
 
@@ -117,10 +137,11 @@ def _merged(base: dict[str, Any], values: Mapping[str, Any], overrides: Iterable
             base["protocol"].update(value)
         else:
             base[key] = value
+    model = MODELS.get(base["task"], Config)
     for text in overrides:
         _override(base, text)
     try:
-        return Config.model_validate(base)
+        return model.model_validate(base)
     except ValidationError as error:
         raise _explained(error) from None
 
@@ -128,7 +149,8 @@ def _merged(base: dict[str, Any], values: Mapping[str, Any], overrides: Iterable
 def read_config(path: Path) -> Config:
     """The configuration of a run folder."""
     try:
-        return Config.model_validate(tomllib.loads(path.read_text()))
+        values = tomllib.loads(path.read_text())
+        return MODELS.get(str(values.get("task")), Config).model_validate(values)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EvokdError(str(path), "a readable configuration", str(error)[:80]) from None
     except ValidationError as error:
@@ -156,7 +178,7 @@ def _explained(error: ValidationError, where: str = "") -> EvokdError:
     path = ".".join(map(str, first["loc"]))
     option = where or ("-s " + path if "." in path else "--" + path.replace("_", "-"))
     if first["type"] == "extra_forbidden":
-        known = list(Protocol.model_fields) if path.startswith("protocol.") else list(Config.model_fields)
+        known = list(Protocol.model_fields) if path.startswith("protocol.") else list(StudentConfig.model_fields)
         return EvokdError(where or "-s", "a setting", repr(path), closest(path.rpartition(".")[2], known))
     message = first["msg"]
     for words in ("Input should be ", "Value error, "):
@@ -165,10 +187,12 @@ def _explained(error: ValidationError, where: str = "") -> EvokdError:
 
 
 # What a first run of a data set needs; everything may be overridden.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     # Odd digits are rare: three images each beside some eighty of each even one. The README says what was measured.
-    "digits": {
+    ("distiller", "digits"): {
         "student": "conv3w8",
         "protocol": {"rare_classes": (1, 3, 5, 7, 9), "rare_images": 3, "steps": 150, "batch": 32, "gamma": 0.1, "repeats": 3},
     },
+    # Small students on all training images; without a limit the largest would win.
+    ("student", "digits"): {"max_params": 10_000, "protocol": {"steps": 200, "batch": 32, "gamma": 0.1}},
 }

@@ -25,7 +25,7 @@ from evokd.losses.language import parse_loss, tree_from_names
 from evokd.losses.own import load_operators
 from evokd.mirror import Mirror
 from evokd.problem import Problem, open_problem
-from evokd.report.page import write_report
+from evokd.report.page import formula_of, write_report
 from evokd.report.terminal import Terminal
 from evokd.run import Budget, arm, evaluation_seeds, replay
 from evokd.search.controller import Controller
@@ -188,11 +188,23 @@ class _Session:
         files = self.export(chosen[0], rows)
         front = write_front(self.folder, self.search)
         seconds = time.perf_counter() - self.start
-        files += [write_report(self.folder, self.problem, self.search, rows, chosen[0], seconds), self.folder / "front.csv"]
+        shown = formula_of(chosen[0].text, self.problem)
+        files += [
+            write_report(self.folder, self.problem, self.search, rows, chosen[0], seconds, shown),
+            self.folder / "front.csv",
+        ]
         self.journal.write("end", best=chosen[0].text)
         self.mirror.finish(rows, [*files, self.journal.path])
-        self.terminal.closing(self.search, chosen[0], rows, self.folder, self.mirror.command)
+        self.terminal.closing(self.search, chosen[0], rows, self.hints(), self.mirror.command)
         return Result(chosen[0].text, front, self.folder, rows)
+
+    def hints(self) -> list[str]:
+        """Where the results lie, and how to read them."""
+        names = [path.name for path in sorted((self.folder / "best").iterdir(), reverse=True)]
+        return [
+            f"{self.folder / 'best'}: {' '.join(names)}   {self.folder / 'report.html'}",
+            f"formula:    evokd export {self.folder} --format sympy",
+        ]
 
     def baselines(self) -> dict[str, Entry]:
         """What the search has to beat, on the same protocol and budget."""

@@ -53,7 +53,45 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
     run.add_argument("--quiet", action="store_true")
     run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s protocol.steps=300")
+    _student_options(tasks)
     return top
+
+
+def _student_options(tasks) -> None:
+    student = tasks.add_parser(
+        "student",
+        help="find the student architecture that distils best from a teacher",
+        description="Find the student that distils best from a teacher. Without options: small ResNets on scikit-learn's digits.",
+        argument_default=DEFAULT_FROM_CONFIG,
+    )
+    pair = student.add_argument_group("the task")
+    pair.add_argument("--teacher", metavar="T", help="name (trained once, cached), or file.safetensors")
+    pair.add_argument("--data", metavar="D", help="digits, cifar10, cifar100, fashion_mnist, mnist, an npz file or a folder")
+    pair.add_argument("--download", action="store_true", help="allow torchvision to fetch the data set")
+    pair.add_argument("--transfer", type=int, metavar="N", help="use only N training images")
+    pair.add_argument("--max-params", type=int, metavar="N", help="parameters that a student may have")
+    pair.add_argument("--max-macs", type=int, metavar="N", help="multiply–accumulates that a student may need")
+    search = student.add_argument_group("the search")
+    search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved; evokd spaces student lists them")
+    search.add_argument("--controller", metavar="NAME", help="evolution or random")
+    search.add_argument("--evaluator", metavar="NAME", help="cascade (score all, distil the best), score, distill, or train")
+    search.add_argument("--score", metavar="NAME", help="training-free score, e.g. diswot, nwot, synflow")
+    search.add_argument("--loss", metavar="LOSS", help="the recipe of distillation: known name, text or loss.json")
+    search.add_argument("--generations", type=int, metavar="N")
+    search.add_argument("--population", type=int, metavar="N", help="students scored in a generation, and parents kept")
+    search.add_argument("--budget-evals", type=int, metavar="N", help="stop after N trainings")
+    search.add_argument(
+        "--budget-seconds", type=float, metavar="S", help="stop after the generation in which S seconds are spent"
+    )
+    search.add_argument("--seed", type=int, metavar="N")
+    run = student.add_argument_group("the run")
+    run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
+    run.add_argument("--device", metavar="D", help="auto, cpu or cuda")
+    run.add_argument("--out", metavar="DIR", help="home of runs, cache and mlflow.db")
+    run.add_argument("--resume", metavar="RUN", help="continue or extend the run in this folder")
+    run.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
+    run.add_argument("--quiet", action="store_true")
+    run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s promote=0.5")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,8 +112,12 @@ def evolve(given: dict) -> int:
     from pathlib import Path
 
     from evokd.config import make_config
-    from evokd.distiller import resume, run
     from evokd.report.terminal import Terminal
+
+    if given["task"] == "student":
+        from evokd.student import resume, run
+    else:
+        from evokd.distiller import resume, run
 
     terminal = Terminal(quiet=given.pop("quiet", False))
     download, folder, overrides = given.pop("download", False), given.pop("resume", None), given.pop("overrides", [])

@@ -32,7 +32,7 @@ def write_front(folder: Path, search: Search) -> list[tuple[int, float, str]]:
 
 
 def new_folder(config: Config, data: str, space: str) -> Path:
-    name = f"{date.today()}-distiller-{data}-{config.hash()[:4]}"
+    name = f"{date.today()}-{config.task}-{data}-{config.hash()[:4]}"
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         folder = Path(config.out) / (name + suffix)
         try:

@@ -27,7 +27,7 @@ class Mirror:
         out = Path(self.config.out)
         uri, card = tracking_uri(self.config.tracking_uri, out), problem.card
         local = out / "artifacts" if uri and uri.startswith("sqlite") else None
-        name = f"distiller/{card['data']}-{card['teacher']}-{card['student']}"
+        name = f"{self.config.task}/{card['data']}-{card['teacher']}-{card['student']}"
         self.tracker = Tracker(uri, name, local, warn) if uri else None
         if self.tracker:
             files = [folder / "config.toml", folder / "space.toml", folder / "environment.txt"]
@@ -51,8 +51,8 @@ class Mirror:
         return {
             "evokd.kind": "search",
             "evokd.controller": self.config.controller,
-            "evokd.space": self.problem.space.space.name,
-            "evokd.space_hash": self.problem.space.hash,
+            "evokd.space": self.problem.grammar.name,
+            "evokd.space_hash": self.problem.space_hash,
             "evokd.git": commit(),
             "evokd.folder": self.folder.name,
             "evokd.state": "going",

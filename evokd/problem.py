@@ -61,6 +61,27 @@ class Problem:
     card: dict
     key: str
 
+    @property
+    def space_hash(self) -> str:
+        return self.space.hash
+
+    def heading(self, folder: Path) -> list[str]:
+        """The first lines of a run: the pair, its taps, the space and the budget."""
+        card, config = self.card, self.config
+        labels = "" if card["labels"] == card["images"] else f", {card['labels']} labelled"
+        pair = (
+            f"evokd · {card['data']} ({card['images']} images{labels}) · teacher {card['teacher']} {card['teacher_accuracy']:.1f} % · "
+            f"student {card['student']} ({card['student_parameters'] / 1000:.1f} k parameters)"
+        )
+        taps = [f"   {position:<13} student {student:<18} teacher {teacher}" for position, student, teacher in self.table]
+        evaluations = min(config.budget_evals or 1 << 30, config.generations * config.population)
+        return [
+            pair,
+            *taps,
+            f"space {self.grammar.name}: {self.grammar.count():.0e} losses · {config.controller}, {config.generations} generations of "
+            f"{config.population}, at most {evaluations} trainings of {config.protocol.steps} steps · run {folder}",
+        ]
+
     def gate(self, tree: list) -> str:
         """Reason to refuse a candidate, or an empty text."""
         return probe(tree, *self.examples)
@@ -120,7 +141,7 @@ def open_problem(
     torch.set_num_threads(1)
     own = load_operators(config.operators)
     space = read_space(config.space)
-    _writable(Path(config.out))
+    check_writable(Path(config.out))
     pair = _pair(config, say, download, **objects)
     grammar = loss_grammar(space.space, pair.positions)
     used = _used(pair, grammar, seeds)
@@ -158,9 +179,9 @@ def _shown(taps: Taps, used: Sequence[str]) -> Taps:
 
 
 def _pair(config: Config, say: Say, download: bool, teacher=None, student=None, data=None) -> Pair:
-    device = _device(config.device)
+    device = pick_device(config.device)
     source = data or read_data(config.data, download)
-    data = _transfer_set(source, config.protocol)
+    data = transfer_set(source, config.protocol)
     spec = config.teacher if teacher is None else teacher
     taught = load_teacher(spec, source, Path(config.out) / "cache", config.teacher_epochs, say, device)
     student = config.student if student is None else student
@@ -172,7 +193,7 @@ def _pair(config: Config, say: Say, download: bool, teacher=None, student=None, 
     return Pair(source, data, taught, student, network, plans, taps, device)
 
 
-def _transfer_set(data: Data, protocol: Protocol) -> Data:
+def transfer_set(data: Data, protocol: Protocol) -> Data:
     """What the student sees of the training images; the teacher was trained on all of them."""
     data = data.with_transfer(protocol.transfer).with_rare(protocol.rare_classes, protocol.rare_images)
     return data.with_labels(protocol.labels)
@@ -182,7 +203,7 @@ def _executor(config: Config, pair: Pair, bank: Path) -> Serial | Workers:
     """Workers where everything they need is in files, otherwise this process."""
     checked = open_bank(bank, check=True)
     live = checked.card["live"]
-    workers = config.workers or min(os.cpu_count() or 1, 8)
+    workers = count_workers(config)
     if workers == 1 or callable(pair.student) or (live and pair.teacher.path is None):
         teacher = (pair.teacher.network.to(pair.device), pair.plans[1]) if live else None
         opened = checked if pair.device == "cpu" else open_bank(bank, pair.device)
@@ -218,7 +239,7 @@ def _check_student(taps: Taps, data: Data) -> None:
         raise EvokdError("--student", f"{data.classes} classes, as {data.name} has", str(taps.logits.shape[1]))
 
 
-def _device(name: str) -> str:
+def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
@@ -228,7 +249,12 @@ def _device(name: str) -> str:
     return name
 
 
-def _writable(folder: Path) -> None:
+def count_workers(config: Config) -> int:
+    """As configured, or one a core, at most 8."""
+    return config.workers or min(os.cpu_count() or 1, 8)
+
+
+def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe_file = folder / ".writable"

@@ -48,6 +48,8 @@ class Search:
         seed: root of the streams.
         journal: where events go; set before the search runs.
         recorded: key → outcome, from the torn generation of a run that is resumed.
+        identity: text that is the same for candidates of one meaning; the written form if None.
+        screen: looks at a generation's sound candidates together and settles those that shall not be evaluated.
         notice: called with a summary after each generation, and with None after each candidate.
     """
 
@@ -60,6 +62,8 @@ class Search:
     seed: int
     journal: Journal | None = None
     recorded: dict[str, Outcome] = field(default_factory=dict)
+    screen: Callable[[Sequence[Individual]], None] = lambda batch: None
+    identity: Callable[[Individual], str] | None = None
     notice: Callable[[dict | None], None] = lambda summary: None
     individuals: list[Individual] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
@@ -82,6 +86,7 @@ class Search:
         """One generation; the number of candidates trained in it."""
         start = time.perf_counter()
         batch, counts = self.propose(wanted)
+        self.screen([individual for individual in batch if individual.outcome is None])
         trained = [individual for individual in batch if individual.outcome is None]
         outcomes = self.outcomes(trained)
         for individual in batch:
@@ -130,7 +135,7 @@ class Search:
             yield known if known is not None else next(fresh)
 
     def key(self, individual: Individual) -> str:
-        return content_key(self.grammar.write(individual))
+        return content_key((self.identity or self.grammar.write)(individual))
 
     def close(self, counts: dict[str, int], trained: int, seconds: float) -> None:
         """Write the generation's summary and move on."""

@@ -7,7 +7,7 @@ from evokd.errors import EvokdError
 
 
 def test_values_stand_over_presets_and_overrides_over_both():
-    preset = PRESETS["digits"]["protocol"]
+    preset = PRESETS["distiller", "digits"]["protocol"]
     config = make_config({"data": "digits", "protocol": {"steps": 7}}, ["protocol.lr=0.5", "seed=3"])
     assert (config.protocol.steps, config.protocol.lr, config.seed) == (7, 0.5, 3)
     for name, value in preset.items():
@@ -18,7 +18,7 @@ def test_values_stand_over_presets_and_overrides_over_both():
 def test_presets_belong_to_their_data_and_stay_as_they_are():
     make_config({}, ["protocol.steps=9", "protocol.gamma=0.7"])
     assert make_config({"data": "cifar10"}).protocol == Protocol()
-    assert make_config({}).protocol.steps == PRESETS["digits"]["protocol"].get("steps", Protocol().steps)
+    assert make_config({}).protocol.steps == PRESETS["distiller", "digits"]["protocol"].get("steps", Protocol().steps)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,17 @@ DOORS = {
     "matplotlib": ("report/",),
     "jinja2": ("report/",),
     "rich": ("report/",),
-    "torch": ("data.py", "models/", "losses/", "students/", "scores/", "evaluate/", "search/reinforce.py", "problem.py"),
+    "torch": (
+        "data.py",
+        "models/",
+        "losses/",
+        "students/",
+        "scores/",
+        "evaluate/",
+        "search/reinforce.py",
+        "problem.py",
+        "student_problem.py",
+    ),
 }
 
 

@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 _PAGE = Path(__file__).with_suffix(".html")
 
 
-def _formula(best: Entry, problem: Problem) -> list[str]:
-    """The best loss as lines of MathML; none where it has trained parts."""
-    tree = parse_loss(best.text)
-    return [] if any(term.module for term in to_terms(tree)) else to_sympy(tree, *problem.examples[:2]).mathml()
+def formula_of(text: str, problem: Problem) -> str:
+    """A loss as paragraphs of MathML, for the report; nothing where it has trained parts."""
+    tree = parse_loss(text)
+    if any(term.module for term in to_terms(tree)):
+        return ""
+    lines = to_sympy(tree, *problem.examples[:2]).mathml()
+    note = f"Beside {problem.config.protocol.gamma:g} · cross-entropy over the whole batch. z, e, F: logits, embedding, feature maps of"
+    return f'<p class="note">{note} student (S) and teacher (T).</p>' + "".join(f"<p>{line}</p>" for line in lines)
 
 
-def write_report(folder: Path, problem: Problem, search: Search, rows: Sequence[Row], best: Entry, seconds: float) -> Path:
-    """report.html of a run; its path."""
+def write_report(
+    folder: Path, problem: Problem, search: Search, rows: Sequence[Row], best: Entry, seconds: float, shown: str
+) -> Path:
+    """report.html of a run; its path. `shown` is HTML that shows the best: a formula, or a diagram."""
     sound = sorted((i for i in search.individuals if i.ok), key=lambda i: -i.outcome.fitness)
     text = (
         jinja2.Environment(autoescape=True)
@@ -37,10 +43,11 @@ def write_report(folder: Path, problem: Problem, search: Search, rows: Sequence[
             name=folder.name,
             card=problem.card,
             config=problem.config,
-            space=problem.space.space.name,
+            space=problem.grammar.name,
             seconds=round(seconds),
             best=best,
-            formula=_formula(best, problem),
+            what={"distiller": "loss", "student": "student"}[problem.config.task],
+            shown=shown,
             rows=rows,
             reference=next((r.entry.name for r in rows if r.difference is None), ""),
             curve=_curve(search),

@@ -11,7 +11,6 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from evokd.finals import Entry, Row
-    from evokd.problem import Problem
     from evokd.run import Search
 
 PIPED_PAUSE = 10.0  # seconds between two status lines of one kind when piped
@@ -49,22 +48,11 @@ class Terminal:
         if self._spinner:
             self._spinner.stop()
 
-    def opening(self, problem: Problem, folder: Path) -> None:
-        card, config, grammar = problem.card, problem.config, problem.grammar
+    def opening(self, problem, folder: Path) -> None:
+        """What is searched, as the problem tells it, and the head of the table of generations."""
         self.done()
-        labels = "" if card["labels"] == card["images"] else f", {card['labels']} labelled"
-        self.say(
-            f"evokd · {card['data']} ({card['images']} images{labels}) · teacher {card['teacher']} {card['teacher_accuracy']:.1f} % · "
-            f"student {card['student']} ({card['student_parameters'] / 1000:.1f} k parameters)"
-        )
-        for position, student, teacher in problem.table:
-            self.say(f"   {position:<13} student {student:<18} teacher {teacher}")
-        evaluations = config.budget_evals or config.generations * config.population
-        self.say(
-            f"space {grammar.name}: {grammar.count():.0e} losses · {config.controller}, {config.generations} generations of "
-            f"{config.population}, at most {evaluations} trainings of {config.protocol.steps} steps · run {folder}"
-        )
-
+        for line in problem.heading(folder):
+            self.say(line)
         self.say(
             f"\n {'gen':>3} {'evals':>6} {'best':>8} {'median':>8}   funnel: proposed → new → sound → trained   seconds  best so far"
         )
@@ -92,13 +80,14 @@ class Terminal:
         head = f" {row['generation']:>3} {row['evaluations']:>6} {best} {median}   {funnel:<40} {row['seconds']:>7.1f}"
         self.say(f"{head}  {row['best_text']}{failed}")
 
-    def closing(self, search: Search, best: Entry, rows: Sequence[Row], folder: Path, ui: str) -> None:
+    def closing(self, search: Search, best: Entry, rows: Sequence[Row], hints: Sequence[str], ui: str) -> None:
         self.done()
         self.say(f"\n best  {best.text}\n       {origin(search, int(best.name))}\n")
         if rows:
             self.say(final_table(rows))
-        self.say(f"\n {folder / 'best'}: loss.py loss.tex loss.sympy.txt loss.json   {folder / 'report.html'}")
-        self.say(f" formula:    evokd export {folder} --format sympy")
+        self.say()
+        for line in hints:
+            self.say(f" {line}")
         if ui:
             self.say(f" MLflow UI:  {ui}")
         self.say(f" took {time.perf_counter() - self._start:.0f} s")
