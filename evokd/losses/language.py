@@ -405,15 +405,15 @@ ABSORBED: dict[str, frozenset[str]] = {
     "norm_all": frozenset({"norm_all", "temper", "meannorm"}),
     "sumnorm_C": frozenset({"sumnorm_C", "temper"}),
     "meannorm": frozenset({"meannorm", "temper"}),
-    "centre_C": frozenset({"centre_C"}),
-    "centre_N": frozenset({"centre_N"}),
+    "centre_C": frozenset({"centre_C", "logsoftmax_C"}),
+    "centre_N": frozenset({"centre_N", "logsoftmax_N"}),
     "softmax_C": frozenset({"centre_C", "logsoftmax_C"}),
     "softmax_N": frozenset({"centre_N", "logsoftmax_N"}),
     "softmax_HW": frozenset({"logsoftmax_HW"}),
     "logsoftmax_C": frozenset({"centre_C", "logsoftmax_C"}),
     "logsoftmax_N": frozenset({"centre_N", "logsoftmax_N"}),
     "logsoftmax_HW": frozenset({"logsoftmax_HW"}),
-    "zscore_C": frozenset({"centre_C", "zscore_C", "scale", "temper"}),
+    "zscore_C": frozenset({"centre_C", "logsoftmax_C", "zscore_C", "scale", "temper"}),
     "min_max": frozenset({"min_max", "scale", "temper"}),
     "mm": frozenset({"batch", "channel", "local_r1"}),
     "pdist": frozenset({"batch", "channel", "local_r1"}),
@@ -428,11 +428,11 @@ ABSORBED: dict[str, frozenset[str]] = {
     "smooth_l1": frozenset({"batch", "channel", "local_r1", "transpose"}),
     "frobenius": frozenset({"batch", "channel", "local_r1", "transpose"}),
     "cosine": frozenset({"norm_C", "temper"}),
-    "pearson": frozenset({"centre_C", "zscore_C", "scale", "temper"}),
-    "kl": frozenset({"centre_C"}),
-    "ce": frozenset({"centre_C"}),
+    "pearson": frozenset({"centre_C", "logsoftmax_C", "zscore_C", "scale", "temper"}),
+    "kl": frozenset({"centre_C", "logsoftmax_C"}),
+    "ce": frozenset({"centre_C", "logsoftmax_C"}),
     "hard": frozenset({"centre_C", "logsoftmax_C"}),
-    "correlation": frozenset({"centre_N", "scale", "temper"}),
+    "correlation": frozenset({"centre_N", "logsoftmax_N", "scale", "temper"}),
 }
 
 
@@ -463,7 +463,7 @@ def _rounded(value: float) -> float:
 def _absorb(call: Call) -> Call:
     """From the inside out, so that what is left below a call is final."""
     call = replace(call, args=tuple(_absorb(arg) for arg in call.args))
-    if call.name in IDENTITIES and call.args:
+    if call.args and (call.name in IDENTITIES or (call.name == "temper" and call.params == (1.0,))):
         return call.args[0]
     if len(call.args) != 1:
         return call

@@ -11,6 +11,7 @@ from evokd.genome.codec import write_number
 from evokd.genome.grammar import Node
 from evokd.losses import schedules
 from evokd.losses.distances import DISTANCES
+from evokd.losses.formula import to_sympy
 from evokd.losses.language import NO, Call, Term, to_terms, write_loss
 from evokd.losses.operators import source_of
 from evokd.losses.program import DistillLoss, module_name
@@ -24,6 +25,9 @@ _HEADER = '''"""{text}
 A distillation loss evolved by evokd. Student and teacher are given as mappings from position to tensor:
 {positions}
 The task loss is not part of it: the loss was found beside {gamma} · cross-entropy, averaged over the whole batch.
+In index notation, one definition a line (S student, T teacher):
+
+{formula}
 
     loss = EvolvedLoss()
     total = {gamma} * cross_entropy + loss(student, teacher, labels)
@@ -102,7 +106,8 @@ def to_torch_source(
         )
     compiled = DistillLoss(terms, student, teacher, seed=0) if student and teacher else None
     sizes = {name: (c.weight.shape[1], c.weight.shape[0], *c.size) for name, c in compiled.connectors.items()} if compiled else {}
-    parts = [_header(tree, terms, gamma), _operators(terms)]
+    formula = to_sympy(tree, student, teacher).pretty().splitlines()[1:]
+    parts = [_header(tree, terms, gamma, formula), _operators(terms)]
     if any(TRANSFORMS[call.name].mask for call in _calls(terms)):
         parts.append(_MASK)
     if sizes:
@@ -115,7 +120,7 @@ def _calls(terms: Sequence[Term]) -> list[Call]:
     return [c for term in terms for arg in term.distance.args for c in reversed([*arg.walk()]) if c.args]
 
 
-def _header(tree: Sequence[Node], terms: Sequence[Term], gamma: float | None) -> str:
+def _header(tree: Sequence[Node], terms: Sequence[Term], gamma: float | None, formula: Sequence[str]) -> str:
     used = list(dict.fromkeys(position for term in terms for position in term.distance.positions()))
     if "teacher_head" in used:
         used = [*(p for p in used if p not in ("teacher_head", "embedding", "logits")), "embedding", "logits"]
@@ -123,7 +128,8 @@ def _header(tree: Sequence[Node], terms: Sequence[Term], gamma: float | None) ->
     if any(position == "teacher_head" for term in terms for position in term.distance.positions()):
         positions += "\n    head: (weight (K,D), bias (K,)) of the teacher's classifier, in the teacher's mapping"
     weight = "γ" if gamma is None else write_number(gamma)
-    return _HEADER.format(text=write_loss(tree), positions=positions, gamma=weight)
+    lines = "\n".join(f"    {line.removeprefix('# ')}" for line in formula)
+    return _HEADER.format(text=write_loss(tree), positions=positions, gamma=weight, formula=lines)
 
 
 def _operators(terms: Sequence[Term]) -> str:
@@ -194,7 +200,8 @@ class _Class:
         if term.mode != NO:
             mode = f"{term.mode.name}({', '.join(['z_s', 'z_t', 'labels', *map(_number, term.mode.params)])})"
             distance = f"({mode} * {distance}.reshape(len(s), -1).mean(1))"
-        self.lines += [f"        s, t = {s}, {t}", f"        term{number} = {_number(term.weight)} * {distance}.mean()"]
+        weight = "" if term.weight == 1 else f"{_number(term.weight)} * "
+        self.lines += [f"        s, t = {s}, {t}", f"        term{number} = {weight}{distance}.mean()"]
 
     def value(self, call: Call, connect: bool) -> tuple[str, str]:
         """Expressions for the student's and the teacher's value."""
