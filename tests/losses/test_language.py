@@ -659,6 +659,19 @@ def test_every_absorption_is_proved_on_some_kind():
     assert proved == {(outer, inner) for outer, found in ABSORBED.items() for inner in found}
 
 
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("l2(temper(logits, tau=1))", "l2(logits)"),
+        ("l2(mm(teacher.temper(embedding, tau=1)))", "l2(mm(embedding))"),
+        ("l2(temper(logits, tau=2))", "l2(temper(logits, tau=2))"),
+        ("l2(temper(logits, tau=ramp(1, 1)))", "l2(temper(logits, tau=ramp(1, 1)))"),
+    ],
+)
+def test_a_temperature_of_one_is_left_out(text, form):
+    assert write_loss(canonical(parse_loss(text))) == form
+
+
 @pytest.mark.parametrize("name", sorted(IDENTITIES))
 def test_identities_are_left_out_everywhere(name):
     for k in TRANSFORMS[name].kinds:
