@@ -1,0 +1,110 @@
+"""Controllers on NAS-Bench-201 by table look-up, in the benchmark's protocol of 12,000 simulated seconds.
+
+They see the validation accuracy on CIFAR-10 after 12 epochs and are judged by the incumbent's test accuracy after 200, on
+CIFAR-10 and CIFAR-100. A repeated student is either paid for again, as published, or asked for anew, as evokd's loop does.
+
+python -m tests.bench.tabular [RUNS]
+"""
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from evokd.evaluate.tabular import Simulation, Table, read_table, simulate
+from evokd.genome.grammar import Grammar
+from evokd.genome.individual import Outcome, Status
+from evokd.run import PATIENCE
+from evokd.search.ageing import AgeingEvolution
+from evokd.search.controller import Controller
+from evokd.search.diswot import DiswotEvolution
+from evokd.search.evolution import Evolution
+from evokd.search.random import RandomSearch
+from evokd.streams import stream
+from evokd.students import read_student_space
+from evokd.students.space import StudentSpace
+
+DATA = Path(os.environ.get("EVOKD_DATA", "../shared/data"))
+CONTROLLERS: dict[str, tuple[Callable[[Grammar], Controller], int]] = {  # with the size of a generation
+    "random": (RandomSearch, 1),
+    "ageing, P10 S3": (lambda grammar: AgeingEvolution(grammar, 10, 3), 1),
+    "Algorithm 1": (DiswotEvolution, 1),
+    "evolution, μ20": (lambda grammar: Evolution(grammar, 20), 20),
+}
+PUBLISHED = {  # Dong & Yang (ICLR 2020), 500 runs of the same protocol
+    "random": "93.70 ± 0.36  71.04 ± 1.07",
+    "ageing, P10 S3": "93.92 ± 0.30  71.84 ± 0.99",
+}
+
+
+class Played:
+    """A controller as `simulate` calls it: asked for one student after another, told by whole generations."""
+
+    def __init__(self, space: StudentSpace, controller: Controller, size: int, seed: int, anew: bool) -> None:
+        self.space, self.controller, self.size, self.seed, self.anew = space, controller, size, seed, anew
+        self.generation, self.count, self.seen, self.batch = 0, 0, set(), []
+        self.open()
+
+    def open(self) -> None:
+        self.stream = stream(self.seed, "generation", self.generation)
+
+    def ask(self) -> str:
+        for _ in range(PATIENCE if self.anew else 1):
+            self.asked = self.controller.ask(self.generation, self.stream)
+            key = self.space.key(self.asked)
+            if key not in self.seen:
+                break
+        self.seen.add(key)
+        return self.space.grammar.write(self.asked)
+
+    def tell(self, text: str, accuracy: float) -> None:
+        self.asked.id, self.count = self.count, self.count + 1
+        self.asked.settle(Outcome(Status.OK, accuracy))
+        self.batch.append(self.asked)
+        if len(self.batch) == self.size:
+            self.controller.tell(self.batch)
+            self.generation, self.batch = self.generation + 1, []
+            self.open()
+
+
+def play(
+    table: Table, space: StudentSpace, make: Callable[[Grammar], Controller], size: int = 1, seed: int = 0, anew: bool = False
+) -> Simulation:
+    """One run of a controller on the simulated clock.
+
+    Args:
+        table: of the space.
+        space: all students.
+        make: grammar → controller.
+        size: of a generation.
+        seed: of the streams.
+        anew: whether a student seen before is asked for anew, rather than paid for again.
+    """
+    played = Played(space, make(space.grammar), size, seed, anew)
+    return simulate(played.ask, played.tell, table)
+
+
+def tests(table: Table, runs: list[Simulation], column: str) -> tuple[float, float]:
+    """Mean and population deviation of the incumbents' test accuracies (%)."""
+    values = [table.accuracy(run.best, column) for run in runs]
+    return statistics.fmean(values), statistics.pstdev(values)
+
+
+def main(count: int) -> None:
+    table, space = read_table("nas_bench_201", DATA), read_student_space("nas_bench_201")
+    print(f"{count} runs; test accuracy (%) on CIFAR-10 and CIFAR-100, mean ± deviation; published: Dong & Yang, ICLR 2020")
+    for anew in (False, True):
+        print("repeats asked for anew" if anew else "repeats paid for, as published")
+        for name, (make, size) in CONTROLLERS.items():
+            start = time.process_time()
+            runs = [play(table, space, make, size, seed, anew) for seed in range(count)]
+            seconds = time.process_time() - start
+            figures = "  ".join("{:.2f} ± {:.2f}".format(*tests(table, runs, column)) for column in ("cifar10", "cifar100"))
+            looked = statistics.fmean(run.evaluations for run in runs)
+            print(f"  {name:<16}{figures}   {looked:5.1f} students   {seconds:5.1f} s   {PUBLISHED.get(name, '')}", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)
