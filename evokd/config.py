@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -46,6 +46,7 @@ class Config(BaseModel):
     """A search from end to end."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    may_change: ClassVar[frozenset[str]] = MAY_CHANGE
 
     task: Literal["distiller"] = "distiller"
     space: str = "compact"
@@ -78,7 +79,7 @@ class Config(BaseModel):
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over everything that makes it this search and no other."""
-        kept = self.model_dump(exclude=set(MAY_CHANGE))
+        kept = self.model_dump(exclude=set(self.may_change))
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_toml(self) -> str:
@@ -98,17 +99,22 @@ def _toml(value: Any) -> str:
 class StudentConfig(Config):
     """A search for a student."""
 
+    may_change: ClassVar[frozenset[str]] = MAY_CHANGE | {"tables"}
+
     task: Literal["student"] = "student"
     space: str = "digits"
     population: int = Field(24, ge=2)
     generations: int = Field(5, ge=1)
-    evaluator: Literal["cascade", "score", "distill", "train"] = "cascade"
-    score: str = "diswot"
+    evaluator: Literal["cascade", "score", "distill", "train", "tabular"] = "cascade"
+    score: str = Field("diswot", description="of untrained students: a name, or loss: and a known name, a text or a loss.json")
     init: Literal["default", "kaiming", "gaussian"] = "kaiming"
     promote: float = Field(0.25, gt=0, le=1, description="share of a generation that the cascade distils")
     loss: str = Field("kd", description="the recipe of distillation: known name, text or loss.json")
     max_params: int | None = Field(None, ge=1)
     max_macs: int | None = Field(None, ge=1)
+    max_latency_ms: float | None = Field(None, gt=0, description="milliseconds of one forward, by the published table")
+    latency_device: str | None = Field(None, description="the table's device that max_latency_ms is of")
+    tables: str | None = Field(None, description="folder of published tables; EVOKD_DATA if None")
 
 
 MODELS: dict[str, type[Config]] = {"distiller": Config, "student": StudentConfig}
@@ -121,9 +127,45 @@ def make_config(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Con
         EvokdError: unknown key or a value out of range.
     """
     task = str(values.get("task", "distiller"))
-    preset = PRESETS.get((task, str(values.get("data", "digits"))), {})
+    preset = _preset(task, values)
     merged: dict[str, Any] = {**preset, "task": task, "protocol": dict(preset.get("protocol", {}))}
     return _merged(merged, values, overrides)
+
+
+def _preset(task: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a first run needs; with a table in place of training that depends on the space, limits on the space that they are for."""
+    if task == "student" and values.get("evaluator") == "tabular":
+        return TABULAR.get(str(values.get("space")), {})
+    preset = PRESETS.get((task, str(values.get("data", "digits"))), {})
+    if task == "student" and values.get("space", "digits") != "digits":
+        return {name: value for name, value in preset.items() if not name.startswith("max_")}
+    return preset
+
+
+def resumed_config(folder: Path, task: str, changes: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+    """The configuration with which a run goes on.
+
+    Raises:
+        EvokdError: not a run folder, a run of another task, or changes that would alter the search itself.
+    """
+    path = folder / "config.toml"
+    old = read_config(path)
+    if old.task != task:
+        hint = f"go on with python -m evokd.evolve {old.task}"
+        raise EvokdError("--resume", f"a search for a {task}", f"{folder}, one for a {old.task}", hint)
+    new = change_config(old, {**changes, "out": str(folder.parent)}, overrides)
+    for key, was, now in _drift(old, new):
+        hint = f"only {', '.join(sorted(old.may_change))} may change"
+        raise EvokdError("--resume", f"{key} = {was!r} as in {path}", repr(now), hint)
+    return new
+
+
+def _drift(old: Config, new: Config) -> Iterator[tuple[str, Any, Any]]:
+    """(key, old, new) of every setting that would make it another search."""
+    for model, other, prefix in ((old, new, ""), (old.protocol, new.protocol, "protocol.")):
+        for key in type(model).model_fields:
+            if key not in old.may_change | {"protocol"} and getattr(model, key) != getattr(other, key):
+                yield prefix + key, getattr(model, key), getattr(other, key)
 
 
 def change_config(config: Config, values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
@@ -195,4 +237,11 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     },
     # Small students on all training images; without a limit the largest would win.
     ("student", "digits"): {"max_params": 10_000, "protocol": {"steps": 200, "batch": 32, "gamma": 0.1}},
+}
+
+# The published protocol on a table with training times; elsewhere a part of the space, so that there is something to find.
+TABULAR: dict[str, dict[str, Any]] = {
+    "nas_bench_201": {"population": 10, "generations": 1000, "budget_seconds": 12_000.0},
+    "nas_bench_macro": {"population": 10, "generations": 20},
+    "resnet_s0": {"population": 4, "generations": 4},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from evokd.baselines import baselines
 from evokd.checkpoint import write_state, write_whole
-from evokd.config import MAY_CHANGE, Config, change_config, make_config, read_config
+from evokd.config import Config, make_config, read_config, resumed_config
 from evokd.errors import EvokdError, unknown
 from evokd.export import export_loss, read_loss
 from evokd.finals import PUBLISHED, Entry, Row, choose, final_rows
@@ -101,19 +101,7 @@ def resume(folder: Path, terminal: Terminal, changes: Mapping[str, Any] | None =
     old = read_config(folder / "config.toml")
     if old.operators and not (changes or {}).get("operators"):
         raise EvokdError("--resume", "--operators " + " ".join(old.operators) + ", as the run had", "none")
-    new = change_config(old, {**(changes or {}), "out": str(folder.parent)}, overrides)
-    for key, was, now in _drift(old, new):
-        hint = f"only {', '.join(sorted(MAY_CHANGE))} may change"
-        raise EvokdError("--resume", f"{key} = {was!r} as in {folder / 'config.toml'}", repr(now), hint)
-    return run(new, terminal, folder=folder)
-
-
-def _drift(old: Config, new: Config) -> Iterator[tuple[str, Any, Any]]:
-    """(key, old, new) of every setting that would make it another search."""
-    for model, other, prefix in ((old, new, ""), (old.protocol, new.protocol, "protocol.")):
-        for key in type(model).model_fields:
-            if key not in MAY_CHANGE | {"protocol"} and getattr(model, key) != getattr(other, key):
-                yield prefix + key, getattr(model, key), getattr(other, key)
+    return run(resumed_config(folder, "distiller", changes or {}, overrides), terminal, folder=folder)
 
 
 def run(

@@ -71,17 +71,27 @@ def _student_options(tasks) -> None:
     pair.add_argument("--transfer", type=int, metavar="N", help="use only N training images")
     pair.add_argument("--max-params", type=int, metavar="N", help="parameters that a student may have")
     pair.add_argument("--max-macs", type=int, metavar="N", help="multiply–accumulates that a student may need")
+    pair.add_argument("--max-latency-ms", type=float, metavar="MS", help="milliseconds of one forward, by nas_bench_201's table")
+    pair.add_argument("--latency-device", metavar="NAME", help="the table's device that this limit is of")
+    pair.add_argument("--tables", metavar="DIR", help="folder of the published tables; EVOKD_DATA if not given")
     search = student.add_argument_group("the search")
     search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved; evokd spaces student lists them")
     search.add_argument("--controller", metavar="NAME", help="evolution or random")
-    search.add_argument("--evaluator", metavar="NAME", help="cascade (score all, distil the best), score, distill, or train")
-    search.add_argument("--score", metavar="NAME", help="training-free score, e.g. diswot, nwot, synflow")
+    search.add_argument(
+        "--evaluator",
+        metavar="NAME",
+        help="cascade (score all, distil the best), score, distill, train, or tabular (published figures)",
+    )
+    search.add_argument("--score", metavar="NAME", help="training-free score, e.g. diswot, nwot, synflow, or loss:NAME|FILE|TEXT")
     search.add_argument("--loss", metavar="LOSS", help="the recipe of distillation: known name, text or loss.json")
     search.add_argument("--generations", type=int, metavar="N")
     search.add_argument("--population", type=int, metavar="N", help="students scored in a generation, and parents kept")
     search.add_argument("--budget-evals", type=int, metavar="N", help="stop after N trainings")
     search.add_argument(
-        "--budget-seconds", type=float, metavar="S", help="stop after the generation in which S seconds are spent"
+        "--budget-seconds",
+        type=float,
+        metavar="S",
+        help="stop after the generation in which S seconds are spent; simulated ones with a table",
     )
     search.add_argument("--seed", type=int, metavar="N")
     run = student.add_argument_group("the run")

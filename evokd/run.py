@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,16 +23,28 @@ PATIENCE = 40  # proposals a wanted candidate before a generation is closed shor
 
 @dataclass(frozen=True)
 class Budget:
-    """Whichever comes first. `seconds` is looked at between generations, so that a generation is never torn by a clock."""
+    """Whichever comes first. `seconds` is looked at between generations, so that a generation is never torn by a clock.
+
+    `share` is the part of a generation that its screen lets through.
+    """
 
     generations: int
     size: int
     evaluations: int | None = None
     seconds: float | None = None
+    share: float = 1.0
 
     @property
     def total(self) -> int:
-        return min(self.generations * self.size, self.evaluations or 1 << 30)
+        return min(self.generations * self.through(self.size), self.evaluations or 1 << 30)
+
+    def through(self, count: int) -> int:
+        """How many of so many candidates the screen lets through."""
+        return math.ceil(round(self.share * count, 9))
+
+    def wanted(self, trained: int) -> int:
+        """Candidates of the next generation."""
+        return min(self.size, int(round((self.total - trained) / self.share, 9)))
 
 
 @dataclass
@@ -77,7 +90,7 @@ class Search:
     def run(self) -> list[Individual]:
         """All individuals, once the budget is spent or the space is."""
         while self.generation < self.budget.generations and self.clock < (self.budget.seconds or float("inf")):
-            wanted = min(self.budget.size, self.budget.total - self.trained)
+            wanted = self.budget.wanted(self.trained)
             if wanted <= 0 or not self.step(wanted):
                 break
         return self.individuals

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,36 +18,36 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from evokd.checkpoint import write_state, write_whole
-from evokd.config import StudentConfig, change_config, read_config
+from evokd.config import StudentConfig, resumed_config
 from evokd.errors import EvokdError, unknown
-from evokd.evaluate.students import StudentJob
-from evokd.finals import Entry, Row, interval
+from evokd.finals import Entry, Row
 from evokd.folder import new_folder
-from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
-from evokd.genome.individual import Individual, Outcome, Status, rank
+from evokd.genome.individual import Individual, Outcome, Status
 from evokd.journal import Journal, read_events, read_outcome
 from evokd.mirror import Mirror
-from evokd.models.zoo import build, parameters
 from evokd.report.page import write_report
 from evokd.report.terminal import Terminal
 from evokd.run import Budget, Search, evaluation_seeds, replay
 from evokd.search.controller import Controller
 from evokd.search.evolution import Evolution
 from evokd.search.random import RandomSearch
-from evokd.student_problem import StudentProblem, human_designed, open_student_problem
+from evokd.student_finals import TIERS, choose, final_rows, luck, text_of, write_student_front
+from evokd.student_problem import StudentProblem, open_student_problem
 from evokd.students.cost import Limited
 from evokd.students.space import Cost
+from evokd.tabular_search import open_table_problem, table_rows, told_rows
 
 CONTROLLERS: dict[str, Callable[[Grammar, int], Controller]] = {
     "evolution": lambda grammar, size: Evolution(grammar, size),
     "random": lambda grammar, size: RandomSearch(grammar),
 }
+ROW_NAMES = {"evolution": "evolved", "random": "random search"}
 
 
 @dataclass(frozen=True)
 class Within:
-    """A controller whose proposals keep the limits: a genome beyond them is mended slot by slot."""
+    """A controller whose proposals keep the limits: a genome beyond them is mended slot by slot, none is thrown away."""
 
     controller: Controller
     within: Limited
@@ -66,37 +65,48 @@ def student_search(problem: StudentProblem) -> Search:
     """The search of a problem, not yet run."""
     config = problem.config
     seeds = evaluation_seeds(config.seed, "search", config.protocol.repeats)
-    tier = {"cascade": "distill"}.get(config.evaluator, config.evaluator)
+    tier, scores = TIERS.get(config.evaluator, config.evaluator), {}
 
     def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
         for outcome, individual in zip(problem.executor.map([problem.job(i, tier, seeds) for i in batch]), batch, strict=True):
-            yield replace(outcome, metrics=outcome.metrics | scores.pop(individual.id, {}) | _figures(problem.cost(individual)))
+            yield replace(outcome, metrics=outcome.metrics | scores.get(individual.id, {}) | _figures(problem.cost(individual)))
 
     def screen(batch: Sequence[Individual]) -> None:
         for individual, outcome in zip(batch, problem.executor.map([problem.job(i, "score", seeds) for i in batch]), strict=True):
             scores[individual.id] = outcome.metrics
             if outcome.fitness is None:
-                individual.settle(replace(outcome, status=Status.REJECTED))
-        _promote([i for i in batch if i.outcome is None], scores, config)
+                individual.settle(replace(outcome, status=Status.REJECTED, metrics=_figures(problem.cost(individual))))
+        _promote([i for i in batch if i.outcome is None], scores, search.budget.through, problem)
 
-    scores: dict[int, dict] = {}
     controller = Within(CONTROLLERS[config.controller](problem.grammar, config.population), problem.within)
-    budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds)
+    share = config.promote if config.evaluator == "cascade" else 1.0
+    budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds, share)
     search = Search(config.controller, problem.grammar, controller, lambda tree: "", evaluate, budget, config.seed)
     if config.evaluator == "cascade":
         search.screen = screen
+    if problem.table:
+        search.screen = lambda batch: problem.table.screen(search, batch)
     search.identity = problem.space.key
     return search
 
 
-def _promote(batch: Sequence[Individual], scores: dict[int, dict], config: StudentConfig) -> None:
+def _promote(
+    batch: Sequence[Individual], scores: dict[int, dict], through: Callable[[int], int], problem: StudentProblem
+) -> None:
     """The share with the best scores goes on; the others are refused with their place."""
-    order = sorted(batch, key=lambda i: (-scores[i.id][config.score], i.id))
-    for place, individual in enumerate(
-        order[math.ceil(config.promote * len(order)) :], math.ceil(config.promote * len(order)) + 1
-    ):
-        reason = f"score: place {place} of {len(order)} by {config.score}"
-        individual.settle(Outcome(Status.REJECTED, metrics=scores.pop(individual.id), reason=reason))
+    order = sorted(batch, key=lambda i: (-scores[i.id]["score"], i.id))
+    for place, individual in list(enumerate(order, 1))[through(len(order)) :]:
+        reason = f"score: place {place} of {len(order)} by {problem.config.score}"
+        metrics = scores[individual.id] | _figures(problem.cost(individual))
+        individual.settle(Outcome(Status.REJECTED, metrics=metrics, reason=reason))
+
+
+def random_students(problem: StudentProblem, count: int) -> list[Individual]:
+    """Distinct students within the limits, from streams of their own."""
+    controller = Within(RandomSearch(problem.grammar), problem.within)
+    luck = Search("luck", problem.grammar, controller, lambda tree: "", iter, Budget(1, count), problem.config.seed)
+    luck.identity = problem.space.key
+    return luck.propose(count)[0]
 
 
 def _figures(cost: Cost) -> dict[str, float]:
@@ -105,9 +115,17 @@ def _figures(cost: Cost) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class StudentResult:
-    """What a search hands over: the student's text, its run folder, and the closing table."""
+    """What a search hands over.
+
+    Attributes:
+        best: the student's text.
+        front: (parameters, fitness, text) of those that no smaller student beats, on validation.
+        run: the run folder.
+        rows: the closing table.
+    """
 
     best: str
+    front: list[tuple[int, float, str]]
     run: Path
     rows: list[Row]
 
@@ -117,7 +135,8 @@ def run(config: StudentConfig, terminal: Terminal, *, folder: Path | None = None
     if config.controller not in CONTROLLERS:
         raise unknown("--controller", "a controller", config.controller, CONTROLLERS)
     events = read_events(folder) if folder else None
-    problem = open_student_problem(config, terminal.status, download)
+    tabular = config.evaluator == "tabular"
+    problem = open_table_problem(config) if tabular else open_student_problem(config, terminal.status, download)
     try:
         text = f'task = "student"\nspace = {json.dumps(config.space)}\n'
         folder = folder or new_folder(config, problem.card["data"], text)
@@ -131,14 +150,12 @@ def run(config: StudentConfig, terminal: Terminal, *, folder: Path | None = None
 
 
 def resume(folder: Path, terminal: Terminal, changes: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudentResult:
-    """Continue or extend a run from its folder."""
-    old = read_config(folder / "config.toml")
-    new = change_config(old, {**changes, "out": str(folder.parent)}, overrides)
-    if new.hash() != old.hash():
-        raise EvokdError(
-            "--resume", f"the settings of {folder / 'config.toml'}", "others", "only budget and surroundings may change"
-        )
-    return run(new, terminal, folder=folder)
+    """Continue a run, or extend a finished one, from its folder.
+
+    Raises:
+        EvokdError: not a run folder of this task, or changes that would alter the search itself.
+    """
+    return run(resumed_config(folder, "student", changes, overrides), terminal, folder=folder)
 
 
 class _Session:
@@ -150,8 +167,14 @@ class _Session:
         if events is not None:
             kept = replay(self.search, events, problem.space.tree_from_names, read_outcome)
             write_whole(folder / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+            self.set_clock()
         self.journal = self.search.journal = Journal(folder)
         self.mirror = Mirror(problem, folder, terminal.warn)
+
+    def set_clock(self) -> None:
+        """A table's clock is the simulated one."""
+        if self.problem.table:
+            self.search.clock = self.problem.table.clock(self.search)
 
     def run(self) -> StudentResult:
         try:
@@ -167,75 +190,53 @@ class _Session:
             self.journal.close()
 
     def through(self) -> StudentResult:
+        """Search, choice, finals, and everything that is written of them."""
         self.terminal.opening(self.problem, self.folder)
         if not self.search.individuals:
             about = {"config": self.config.hash(), "problem": self.problem.key}
             self.journal.write("start", version=1, **about, seed=self.config.seed)
         self.search.notice = self.notice
         self.search.run()
-        best = self.choice()
-        rows = self.finals(best)
+        best = choose(self.problem, self.search.individuals, self.journal, self.terminal.status)
+        rows, table = self.finals(best)
         files = self.export(best, rows)
-        entry = Entry(str(best.id), self.text(best), fitness=best.outcome.fitness)
-        shown = f"<pre>{html.escape(self.problem.space.diagram(self.problem.space.genome(best)))}</pre>"
-        seconds = time.perf_counter() - self.start
-        files.append(write_report(self.folder, self.problem, self.search, rows, entry, seconds, shown))
+        entry = Entry(str(best.id), text_of(self.problem, best), fitness=best.outcome.fitness)
+        front = write_student_front(self.folder, self.problem, self.search.individuals)
+        files += [self.report(entry, best, rows, table), self.folder / "front.csv"]
         self.journal.write("end", best=entry.text)
         self.mirror.finish(rows, [*files, self.journal.path])
-        hints = [f"{self.folder / 'best'}: {' '.join(path.name for path in files[:-1])}   {files[-1]}"]
-        self.terminal.closing(self.search, entry, rows, hints, self.mirror.command)
-        return StudentResult(entry.text, self.folder, rows)
+        names = " ".join(path.name for path in files if path.parent.name == "best")
+        hints = [*table, *([""] if table else []), f"{self.folder / 'best'}: {names}   {self.folder / 'report.html'}"]
+        self.terminal.closing(self.search, entry, [] if table else rows, hints, self.mirror.command)
+        return StudentResult(entry.text, front, self.folder, rows)
+
+    def finals(self, best: Individual) -> tuple[list[Row], list[str]]:
+        """The closing rows; where they are of a published table, also how they are told."""
+        name, journal, say = ROW_NAMES.get(self.config.controller, self.config.controller), self.journal, self.terminal.status
+        if self.problem.table:
+            rows = table_rows(self.problem, self.search, best, name)
+            return rows, told_rows(rows, self.problem.table.figures.told)
+        lucky = None
+        if self.config.baselines and self.config.evaluator != "score":
+            lucky = luck(self.problem, random_students(self.problem, self.search.trained), journal, say)
+        return final_rows(self.problem, name, best, lucky, journal, say), []
+
+    def report(self, entry: Entry, best: Individual, rows: Sequence[Row], table: Sequence[str]) -> Path:
+        space, seconds = self.problem.space, time.perf_counter() - self.start
+        shown = "".join(f"<pre>{html.escape(text)}</pre>" for text in (space.diagram(space.genome(best)), "\n".join(table)))
+        return write_report(self.folder, self.problem, self.search, [] if table else rows, entry, seconds, shown)
 
     def notice(self, summary: dict | None) -> None:
+        """After a student: the status line. After a generation: the table, the state and the mirror."""
         if summary is None:
-            self.terminal.candidate(self.search)
+            if not self.problem.table:  # which is read in no time
+                self.terminal.candidate(self.search)
             return
+        self.set_clock()
         self.terminal.generation(self.search, summary)
         told = {k: summary[k] for k in ("generation", "evaluations", "best", "best_id")}
         write_state(self.folder / "state.json", {"version": 1, "seed": self.config.seed, **told})
         self.mirror.generation(self.search, summary)
-
-    def text(self, tree: Sequence) -> str:
-        return f"{self.problem.grammar.write(tree)}  ({self.problem.cost(tree).parameters:,} parameters)"
-
-    def choice(self) -> Individual:
-        """The best of the leaders after more validation seeds; the score alone has nothing to confirm."""
-        leaders = sorted((i for i in self.search.individuals if i.ok), key=rank)[: self.config.confirm]
-        if not leaders:
-            raise EvokdError("search", "at least one student that trains", "none", f"see {self.folder / 'events.jsonl'}")
-        self.terminal.status(f"confirming: the best {len(leaders)} once more on validation")
-        seeds = evaluation_seeds(self.config.seed, "confirm", self.config.confirm_repeats)
-        jobs = [self.problem.job(i, "distill", seeds) for i in leaders]
-        found = {i.id: outcome for i, outcome in zip(leaders, self.problem.executor.map(jobs), strict=True)}
-        for individual in leaders:
-            self.journal.write("confirm", id=individual.id, text=self.text(individual), fitness=found[individual.id].fitness)
-        return max(leaders, key=lambda i: (found[i.id].fitness or -math.inf, -i.id))
-
-    def finals(self, best: Individual) -> list[Row]:
-        """The winner, the human-designed student of equal cost, and both without a teacher, with fresh paired seeds on test."""
-        human = human_designed(self.problem, self.problem.cost(best).parameters)
-        spec = tuple(to_names(best))
-        size = parameters(build(human, self.problem.data.classes, self.problem.data.shape[0], 0))
-        named = f"{human}  ({size:,} parameters)"
-        entries = {
-            "evolved, distilled": (spec, "distill", self.text(best)),
-            "human-designed, distilled": (human, "distill", named),
-            "evolved, labels alone": (spec, "train", self.text(best)),
-            "human-designed, labels alone": (human, "train", named),
-        }
-        self.terminal.status(f"finals: {self.config.finals} fresh seeds a row, told on test")
-        seeds = evaluation_seeds(self.config.seed, "final", self.config.finals)
-        values = {name: self.measured(name, student, tier, seeds) for name, (student, tier, _) in entries.items()}
-        base = values["human-designed, distilled"]
-        return [_row(Entry(name, text), values[name], base) for name, (_, _, text) in entries.items()]
-
-    def measured(self, name: str, student, tier: str, seeds: Sequence[int]) -> list[float]:
-        jobs = [StudentJob(student, tier, (seed,), "test") for seed in seeds]
-        found = []
-        for seed, outcome in zip(seeds, self.problem.executor.map(jobs), strict=True):
-            found.append(outcome.metrics.get("accuracy", math.nan))
-            self.journal.write("final", row=name, seed=seed, status=outcome.status.value, accuracy=found[-1])
-        return found
 
     def export(self, best: Individual, rows: Sequence[Row]) -> list[Path]:
         """student.json: text, genome, costs and figures; diagram.txt."""
@@ -243,14 +244,10 @@ class _Session:
         folder.mkdir(exist_ok=True)
         body = {
             "format": "evokd-student-1", "space": self.config.space, "text": space.grammar.write(best), "genome": space.genome(best),
-            "cost": asdict(self.problem.cost(best)), "classes": self.problem.data.classes, "shape": self.problem.data.shape,
+            "cost": asdict(self.problem.cost(best)), "classes": self.problem.images[0],
+            "shape": self.problem.data.shape if self.problem.data else [self.problem.images[1], *self.problem.images[2:] * 2],
             "test": [{"row": r.entry.name, "mean": r.mean, "half": r.half} for r in rows],
         }  # fmt: skip
         write_whole(folder / "student.json", json.dumps(body, indent=1, ensure_ascii=False) + "\n")
         write_whole(folder / "diagram.txt", space.diagram(space.genome(best)) + "\n")
         return [folder / "student.json", folder / "diagram.txt"]
-
-
-def _row(entry: Entry, values: Sequence[float], base: Sequence[float]) -> Row:
-    pairs = [v - b for v, b in zip(values, base, strict=True) if math.isfinite(v - b)] if values is not base else []
-    return Row(entry, tuple(v for v in values if math.isfinite(v)), interval(pairs) if len(pairs) > 1 else None)

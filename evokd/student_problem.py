@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from evokd.config import StudentConfig
 from evokd.data import Data, read_data
-from evokd.errors import unknown
+from evokd.errors import EvokdError, closest, unknown
 from evokd.evaluate.bank import bank_key, open_bank, write_bank
-from evokd.evaluate.students import Judge, Setup, StudentJob, open_judge
+from evokd.evaluate.students import LOSS, Judge, Setup, StudentJob, open_judge
+from evokd.evaluate.tabular import read_table
 from evokd.executor import Serial, Workers
 from evokd.export import read_loss
 from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, content_key
-from evokd.losses.language import to_terms
+from evokd.losses.language import to_terms, write_loss
 from evokd.models.tapping import plan_taps
 from evokd.models.teachers import Teacher, load_teacher
 from evokd.models.views import normalised
@@ -34,6 +37,9 @@ from evokd.students import read_student_space
 from evokd.students.cost import Limited, Limits, limited
 from evokd.students.space import Cost, StudentSpace
 
+if TYPE_CHECKING:
+    from evokd.tabular_search import Published
+
 
 @dataclass(frozen=True)
 class StudentProblem:
@@ -43,21 +49,27 @@ class StudentProblem:
         config: as validated.
         space: all students.
         within: the space within the limits.
-        teacher: trained.
+        teacher: trained; None where a table stands for training, and so for data.
         data: with the transfer set as train split.
         executor: maps jobs to outcomes.
         card: figures for reports and tracking.
-        key: content hash of data, teacher, protocol and recipe.
+        key: content hash of data, teacher, protocol, recipe and score.
+        images: classes, channels and side, which costs depend on.
+        about: the first line of a run.
+        table: the judge of a search on a published table.
     """
 
     config: StudentConfig
     space: StudentSpace
     within: Limited
-    teacher: Teacher
-    data: Data
+    teacher: Teacher | None
+    data: Data | None
     executor: Serial | Workers
     card: dict
     key: str
+    images: tuple[int, int, int]
+    about: str
+    table: Published | None = None
 
     @property
     def grammar(self) -> Grammar:
@@ -68,29 +80,31 @@ class StudentProblem:
         return content_key(json.dumps({slot: list(choices) for slot, choices in self.space.slots.items()}))
 
     def cost(self, tree: Sequence) -> Cost:
-        return self.space.cost(self.space.genome(tree), self.data.classes, self.data.shape[0], self.data.shape[1])
+        return self.space.cost(self.space.genome(tree), *self.images)
 
     def job(self, individual: Individual, tier: str, seeds: tuple[int, ...], split: str = "validation") -> StudentJob:
         return StudentJob(tuple(to_names(individual)), tier, seeds, split, content_key(self.space.key(individual)))
 
     def heading(self, folder: Path) -> list[str]:
         """The first lines of a run."""
-        card, config = self.card, self.config
-        limits = [
-            f"{name} ≤ {value:,}" for name, value in (("parameters", config.max_params), ("MACs", config.max_macs)) if value
-        ]
-        steps = f"{config.protocol.steps} steps"
+        config, steps = self.config, f"{self.config.protocol.steps} steps"
         judged = {
             "cascade": f"all scored by {config.score}, the best {config.promote:.0%} distilled ({config.loss}, {steps})",
             "score": f"scored by {config.score} alone",
             "distill": f"all distilled ({config.loss}, {steps})",
             "train": f"all trained on labels alone ({steps})",
+            "tabular": "all looked up",
         }[config.evaluator]
         return [
-            f"evokd · {card['data']} ({card['images']} images) · teacher {card['teacher']} {card['teacher_accuracy']:.1f} %",
-            f"space {self.space.name}: {self.space.count():,} students" + (f", {', '.join(limits)}" if limits else ""),
-            f"{config.controller}, {config.generations} generations of {config.population}, {judged} · run {folder}",
+            self.about,
+            ", ".join([f"space {config.space}: {self.space.count():,} students", *_told_limits(config)]),
+            f"{config.controller}, at most {config.generations} generations of {config.population}, {judged} · run {folder}",
         ]
+
+
+def _told_limits(config: StudentConfig) -> list[str]:
+    limits = {"parameters": config.max_params, "MACs": config.max_macs, f"ms on {config.latency_device}": config.max_latency_ms}
+    return [f"{name} ≤ {value:,}" for name, value in limits.items() if value]
 
 
 def open_student_problem(config: StudentConfig, say: Callable[[str], None], download: bool = False) -> StudentProblem:
@@ -100,45 +114,89 @@ def open_student_problem(config: StudentConfig, say: Callable[[str], None], down
         EvokdError: anything that cannot work, before a run folder exists.
     """
     torch.set_num_threads(1)
-    if config.score not in SCORES:
-        raise unknown("--score", "a score", config.score, SCORES)
-    space, recipe = read_student_space(config.space), read_loss(config.loss)
+    score, space, recipe = read_score(config.score), read_student_space(config.space), read_loss(config.loss)
     check_writable(Path(config.out))
     source = read_data(config.data, download)
     data = transfer_set(source, config.protocol)
-    limits = Limits(config.max_params or math.inf, config.max_macs or math.inf)
-    within = limited(space, limits, data.classes, data.shape[0], data.shape[1])
+    images = data.classes, *data.shape[:2]
+    within = students_within(config, space, images)
     device = pick_device(config.device)
     teacher = load_teacher(config.teacher, source, Path(config.out) / "cache", config.teacher_epochs, say, device)
-    executor, key = _executor(config, data, teacher, recipe, device, say)
+    executor, key = _executor(config, data, teacher, (score, recipe), device, say)
     card = {
         "data": source.name, "classes": data.classes, "images": len(data.train), "labels": int((data.train.labels >= 0).sum()),
         "validation": len(data.validation), "test": len(data.test), "teacher": teacher.name, "teacher_key": teacher.key,
         "teacher_accuracy": round(teacher.accuracy, 2), "teacher_parameters": parameters(teacher.network),
         "student": space.name, "student_parameters": config.max_params or 0,
     }  # fmt: skip
-    return StudentProblem(config, space, within, teacher, data, executor, card, key)
+    about = f"evokd · {source.name} ({len(data.train)} images) · teacher {teacher.name} {teacher.accuracy:.1f} %"
+    return StudentProblem(config, space, within, teacher, data, executor, card, key, images, about)
+
+
+def read_score(spec: str) -> str:
+    """A score's name, or `loss:` and the text of a loss; `spec` may have its known name or its loss.json there.
+
+    Raises:
+        EvokdError: neither.
+    """
+    if spec.startswith(LOSS):
+        return LOSS + write_loss(read_loss(spec.removeprefix(LOSS), "--score"))
+    if spec not in SCORES:
+        raise unknown("--score", "a score, or loss: and a loss", spec, SCORES)
+    return spec
+
+
+def students_within(config: StudentConfig, space: StudentSpace, images: tuple[int, int, int]) -> Limited:
+    """The space within the limits of a configuration; latencies are the published table's.
+
+    Raises:
+        EvokdError: limits that nothing meets, or a device that the table does not have.
+    """
+    limits = (value or math.inf for value in (config.max_params, config.max_macs, config.max_latency_ms))
+    if not config.max_latency_ms:
+        return limited(space, Limits(*limits), *images)
+    table = read_table(config.space, tables_folder(config))
+    device = config.latency_device
+    if device not in table.latencies:
+        known = ", ".join(table.latencies) or "a table with latencies, which nas_bench_201 has"
+        hint = closest(device, table.latencies) if device and table.latencies else ""
+        raise EvokdError("--latency-device", known, repr(device) if device else "none", hint if hint.startswith("did") else "")
+    return limited(space, Limits(*limits, device), *images, lambda genome: table.latency(space.write(genome), device))
+
+
+def tables_folder(config: StudentConfig) -> Path:
+    """Where published tables lie.
+
+    Raises:
+        EvokdError: if nobody says.
+    """
+    folder = config.tables or os.environ.get("EVOKD_DATA")
+    if not folder:
+        raise EvokdError("--tables", "the folder of the published tables, or EVOKD_DATA in the environment", "neither")
+    return Path(folder)
 
 
 def _executor(
-    config: StudentConfig, data: Data, teacher: Teacher, recipe: list, device: str, say
+    config: StudentConfig, data: Data, teacher: Teacher, means: tuple[str, list], device: str, say
 ) -> tuple[Serial | Workers, str]:
-    """Judges on a bank of the teacher's outputs at the positions that the recipe reads."""
+    """Judges with a score and a recipe, on a bank of the teacher's outputs at the positions that the recipe reads."""
+    score, recipe = means
     images = normalised(torch.from_numpy(data.train.images[:2]), teacher.mean, teacher.std)
     plan = plan_taps(teacher.network, images, config.teacher_taps, "--teacher")
     positions = sorted({"logits", *(p for term in to_terms(recipe) for p in term.distance.positions())})
-    key = bank_key(data, teacher, plan, config.protocol, positions)
-    folder = Path(config.out) / "cache" / "banks" / key
+    bank = bank_key(data, teacher, plan, config.protocol, positions)
+    folder = Path(config.out) / "cache" / "banks" / bank
     write_bank(folder, data, teacher, plan, config.protocol, positions, config.cache_gib, say)
-    setup = Setup(config.space, tuple(to_names(recipe)), config.score, config.init, config.protocol, config.fitness, device)
+    setup = Setup(config.space, tuple(to_names(recipe)), score, config.init, config.protocol, config.fitness, device)
+    plain = asdict(replace(setup, protocol=None)) | {"protocol": config.protocol.model_dump()}
+    key = content_key(json.dumps([bank, plain | {"device": ""}]))
     if count_workers(config) == 1 or teacher.path is None:
         return Serial(Judge(open_bank(folder, device, check=True), teacher.network.to(device), setup)), key
-    plain = asdict(replace(setup, protocol=None)) | {"protocol": config.protocol.model_dump()}
     return Workers(count_workers(config), open_judge, {"bank": str(folder), "teacher": str(teacher.path), "setup": plain}), key
 
 
 def human_designed(problem: StudentProblem, size: int) -> str:
     """The CIFAR ResNet-8 or -14 (He et al., CVPR 2016) whose number of parameters is nearest."""
-    shape = problem.data.classes, problem.data.shape[0]
+    shape = problem.images[:2]
     names = [f"resnet{depth}w{width}" for depth in (8, 14, 20) for width in range(2, 17)]
     return min(names, key=lambda name: abs(parameters(build(name, *shape, 0)) - size))

@@ -36,6 +36,7 @@ DOORS = {
         "search/reinforce.py",
         "problem.py",
         "student_problem.py",
+        "student_export.py",
     ),
 }
 

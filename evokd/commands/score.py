@@ -1,8 +1,8 @@
-"""`evokd score rank`: how well training-free scores rank the students of a published table."""
+"""`evokd score`: how well training-free scores rank the students of a published table, and what DisWOT compares in one of them."""
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evokd.errors import EvokdError
@@ -10,65 +10,126 @@ from evokd.errors import EvokdError
 
 def main(arguments: Sequence[str]) -> int:
     given = _options().parse_args(arguments)
-    from evokd.data import read_data
+    return given.run(given)
+
+
+def rank_students(given: argparse.Namespace) -> int:
     from evokd.evaluate.tabular import read_table
-    from evokd.scores.ranking import Setting, rank
+    from evokd.report.scores import check_target, draw_ranking
+    from evokd.scores.ranking import check_scores, measure, rank, targets
     from evokd.students import read_student_space
 
-    name, _, column = given.against.partition(":")
-    tables = Path(given.tables)
-    table, space = read_table(name, tables), read_student_space(given.space or name)
+    names, (name, _, column) = given.scores.split(","), given.against.partition(":")
+    check_scores(names)
+    check_target(given.csv, "--csv", ())
+    check_target(given.picture, "--picture")
+    table, space = read_table(name, Path(given.tables)), read_student_space(given.space or name)
     if space.name != table.name:
         raise EvokdError("--space", f"the space of the table, {table.name}", space.name)
-    data = read_data(given.data or str(tables / "cifar100"))
-    setting = Setting(given.archs, given.seeds, given.batch, given.teacher, given.init, given.seed)
-    rows = rank(given.scores.split(","), space, table, column, data, setting, lambda line: print(line, flush=True))
+    targets(table, list(table.rows)[:1], column)
+    found = measure(names, space, table, column, _data(given), _setting(given), lambda line: print(line, flush=True))
+    rows = rank(found, given.seed)
     print("\n".join(render(rows)))
     if given.csv:
         write_csv(Path(given.csv), rows)
+    if given.picture:
+        draw_ranking(Path(given.picture), found, rows, column or next(iter(table.accuracies)))
     return 0
 
 
+def explain_student(given: argparse.Namespace) -> int:
+    from evokd.report.scores import check_target, draw_explanation
+    from evokd.scores.explain import explain
+    from evokd.scores.ranking import draw_batch, draw_student, generator_of, see_teacher
+    from evokd.students import read_student_space
+
+    check_target(given.out, "--out")
+    space = read_student_space(given.space)
+    genome, data, setting = space.read(given.arch), _data(given), _setting(given)
+    images, labels = draw_batch(data, given.batch, given.seed)
+    view = see_teacher(setting, data, given.seed, images, labels)
+    student = draw_student(space, given.arch, data, given.init, given.seed)
+    found = explain(student, view, images, labels, generator_of(given.seed, given.arch))
+    cost = space.cost(genome, data.classes, data.shape[0], data.shape[1])
+    print("\n".join(tell(given, data.name, cost, found.parts)))
+    if given.out:
+        names = (f"teacher {Path(given.teacher).stem}", "student " + shortened(given.arch))
+        draw_explanation(Path(given.out), found, shown(images, data), names, given.images)
+        print(f"picture: {given.out}")
+    return 0
+
+
+def _data(given: argparse.Namespace):
+    from evokd.data import read_data
+
+    return read_data(given.data or str(Path(given.tables) / "cifar100"))
+
+
+def _setting(given: argparse.Namespace):
+    from evokd.scores.ranking import Setting
+
+    return Setting(getattr(given, "archs", 1), getattr(given, "seeds", 1), given.batch, given.teacher, given.init, given.seed)
+
+
 def _options() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="evokd score", description="Rank students by training-free scores.")
-    rank = top.add_subparsers(required=True, metavar="COMMAND").add_parser(
-        "rank", help="against the accuracies of a published table", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    top = argparse.ArgumentParser(prog="evokd score", description="Training-free scores of students.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    looks = argparse.ArgumentDefaultsHelpFormatter
+    rank = commands.add_parser("rank", help="against the accuracies of a published table", formatter_class=looks)
+    rank.set_defaults(run=rank_students)
+    rank.add_argument(
+        "--against",
+        required=True,
+        metavar="TABLE[:COLUMN[-COLUMN]]",
+        help="such as resnet_s0:distilled, or the difference resnet_s0:distilled-plain",
     )
-    rank.add_argument("--against", required=True, metavar="TABLE[:COLUMN]", help="such as resnet_s0:distilled")
-    rank.add_argument("--scores", default="diswot,nwot,synflow", metavar="A,B,…")
+    rank.add_argument("--scores", default="diswot,nwot,synflow", metavar="A,B,…", help="az_nas is the rank sum of its four parts")
     rank.add_argument("--space", metavar="NAME|FILE", help="the table's own if none is named")
     rank.add_argument("--tables", default=os.environ.get("EVOKD_DATA", "data"), metavar="DIR", help="folder of the tables")
     rank.add_argument("--data", metavar="D", help="cifar100 in the folder of the tables if none is named")
-    rank.add_argument("--teacher", default="resnet56", metavar="T", help="untrained, by name, or a safetensors file")
-    rank.add_argument("--init", default="default", choices=["default", "kaiming", "gaussian"])
-    rank.add_argument("--archs", type=positive, default=100, metavar="N")
-    rank.add_argument("--seeds", type=positive, default=1, metavar="K")
-    rank.add_argument("--batch", type=positive, default=64, metavar="B")
-    rank.add_argument("--seed", type=int, default=0)
+    rank.add_argument("--archs", type=whole(1), default=100, metavar="N")
+    rank.add_argument("--seeds", type=whole(1), default=1, metavar="K")
     rank.add_argument("--csv", metavar="FILE")
+    rank.add_argument("--picture", metavar="FILE.png", help="ranks against accuracies, one small panel a score")
+    explain = commands.add_parser("explain", help="what DisWOT compares in one student", formatter_class=looks)
+    explain.set_defaults(run=explain_student)
+    explain.add_argument("arch", metavar="ARCH", help="text of a student, such as 753 of resnet_s0")
+    explain.add_argument("--space", required=True, metavar="NAME|FILE")
+    explain.add_argument("--data", default="digits", metavar="D")
+    explain.add_argument("--images", type=whole(1), default=6, metavar="K", help="shown with Grad-CAM")
+    explain.add_argument("--out", metavar="FILE.png", help="correlation maps and Grad-CAM side by side")
+    for each in (rank, explain):
+        each.add_argument("--teacher", default="resnet56", metavar="T", help="untrained, by name, or a safetensors file")
+        each.add_argument("--init", default="default", choices=["default", "kaiming", "gaussian"])
+        each.add_argument("--batch", type=whole(2), default=64, metavar="B")
+        each.add_argument("--seed", type=int, default=0)
     return top
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+def whole(least: int) -> Callable[[str], int]:
+    """The reader of an option's whole number."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text[:40]!r}")
+        return int(text)
+
+    return read
 
 
 def render(rows: Sequence) -> list[str]:
-    """One line a score: correlations with their 95 % intervals, and what they hide."""
-    head = (
-        f"{'score':<26}{'Kendall':<22}{'Spearman':<22}{'Pearson':>8}{'top 10 %':>10}{'regret':>8}{'given size':>12}{'seconds':>9}"
-    )
-    return [head, *(_line(row) for row in rows)]
+    """One line a score: correlations with their 95 % intervals, and what they hide; the residual's column only where it is known."""
+    residual = any(row.residual == row.residual for row in rows)
+    head = f"{'score':<26}{'Kendall':<24}{'Spearman':<24}{'Pearson':>8}{'top 10 %':>10}{'regret':>8}{'given size':>12}"
+    return [head + (f"{'residual':>10}" if residual else "") + f"{'seconds':>9}", *(_line(row, residual) for row in rows)]
 
 
-def _line(row) -> str:
-    kendall = f"{row.kendall:5.3f} [{row.kendall_low:.3f}, {row.kendall_high:.3f}]"
-    spearman = f"{row.spearman:5.3f} [{row.spearman_low:.3f}, {row.spearman_high:.3f}]"
-    figures = f"{row.pearson:8.3f}{row.top:10.3f}{row.regret:8.2f}{row.partial:12.3f}{row.seconds:9.3f}"
-    return f"{row.score:<26}{kendall:<22}{spearman:<22}{figures}"
+def _line(row, residual: bool) -> str:
+    kendall = f"{row.kendall:6.3f} [{row.kendall_low:.3f}, {row.kendall_high:.3f}]"
+    spearman = f"{row.spearman:6.3f} [{row.spearman_low:.3f}, {row.spearman_high:.3f}]"
+    figures = f"{row.pearson:8.3f}{row.top:10.3f}{row.regret:8.2f}{row.partial:12.3f}"
+    figures += f"{row.residual:10.3f}" if residual else ""
+    return f"{row.score:<26}{kendall:<24}{spearman:<24}{figures}{row.seconds:9.3f}"
 
 
 def write_csv(path: Path, rows: Sequence) -> None:
@@ -77,5 +138,32 @@ def write_csv(path: Path, rows: Sequence) -> None:
 
     from evokd.scores.ranking import COLUMNS
 
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *(astuple(row) for row in rows)])
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *(astuple(row) for row in rows)])
+    except OSError as error:
+        raise EvokdError("--csv", "a file that can be written", str(error)[:120]) from None
+
+
+def tell(given: argparse.Namespace, data: str, cost, parts: dict[str, float]) -> list[str]:
+    """The student, what it was scored under, and the score's parts, higher being better."""
+    from evokd.scores import SCORES
+
+    lines = [
+        f"student {given.arch} of {given.space}: {cost.parameters:,} parameters, {cost.macs:,} MACs, depth {cost.depth}",
+        f"teacher {given.teacher}, {given.init} initialisation, {given.batch} images of {data}, seed {given.seed}",
+    ]
+    return [*lines, "", *(f"{name:<26}{value:>10.5f}  {SCORES[name].source}" for name, value in parts.items())]
+
+
+def shortened(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def shown(images, data):
+    """Normalised images (N,C,H,W) as pictures (N,H,W,3), or (N,H,W) of one channel, 0…1."""
+    import numpy as np
+
+    mean, std = (np.array(values)[:, None, None] for values in (data.mean, data.std))
+    pictures = (images.numpy() * std + mean).clip(0, 1)
+    return pictures[:, 0] if len(mean) != 3 else pictures.transpose(0, 2, 3, 1)

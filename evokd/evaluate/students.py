@@ -16,11 +16,12 @@ from evokd.genome.individual import Outcome, Status
 from evokd.models.tapping import plan_taps
 from evokd.models.teachers import read_weights
 from evokd.models.zoo import build
-from evokd.scores import SCORES, TeacherView, initialise, score_all, view_teacher
+from evokd.scores import SCORES, Score, TeacherView, initialise, score_of_loss, view_teacher
 from evokd.streams import derive
 from evokd.students import read_student_space
 
 BATCH = 64  # images that a score sees
+LOSS = "loss:"  # what follows is the text of a loss, which is then the score
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Setup:
     Attributes:
         space: name or file of the student space.
         loss: node names of the loss that distils.
-        score: name of the training-free score.
+        score: name of the training-free score, or `loss:` and a loss.
         init: initialisation that scores see.
         protocol: the short distillation.
         fitness: name of the figure to maximise.
@@ -70,7 +71,7 @@ class Judge:
 
     def __init__(self, bank: Bank, teacher: nn.Module, setup: Setup) -> None:
         self.bank, self.teacher, self.setup = bank, teacher, setup
-        self.space = read_student_space(setup.space)
+        self.space, self.yardstick = read_student_space(setup.space), find_score(setup.score)
         self._view: TeacherView | None = None
 
     def __call__(self, job: StudentJob) -> Outcome:
@@ -88,32 +89,36 @@ class Judge:
         spec = job.student if isinstance(job.student, str) else lambda classes: self.network(job.student, classes)
         example = self.bank.normalised(self.bank.images["train"][:2])
         plan = plan_taps(self.network(job.student, self.bank.card["classes"]), example.cpu())
-        live = (self.teacher, plan_taps(self.teacher, example.cpu())) if self.bank.card["live"] else None
+        live = (self.teacher, plan_taps(self.teacher, example)) if self.bank.card["live"] else None
         distiller = Distiller(self.bank, spec, plan, setup.protocol, setup.fitness, setup.device, live)
         distilled = job.tier == "distill"
         return distiller(Job(setup.loss if distilled else None, job.seeds, None if distilled else 1.0, job.split, job.key))
 
     def score(self, job: StudentJob) -> Outcome:
         """The score's mean over the seeds, higher being better; the student is never trained."""
-        start, setup = time.perf_counter(), self.setup
-        score = SCORES[setup.score]
+        start = time.perf_counter()
         try:
             values = [self.scored(job, seed) for seed in job.seeds]
         except Exception as error:  # a network of a user's may raise anything; it concerns this candidate alone
             return Outcome(Status.CRASHED, reason=f"{type(error).__name__}: {error}"[:200], seconds=time.perf_counter() - start)
-        mean = sum(values) / len(values) * (1 if score.higher_is_better else -1)
+        mean, seconds = sum(values) / len(values) * (1 if self.yardstick.higher_is_better else -1), time.perf_counter() - start
         if not abs(mean) < float("inf"):
-            return Outcome(Status.REJECTED, reason=f"score: {setup.score} finds it dead", seconds=time.perf_counter() - start)
-        return Outcome(Status.OK, mean, {setup.score: mean}, seconds=time.perf_counter() - start)
+            return Outcome(Status.REJECTED, reason=f"score: {self.setup.score} finds it dead", seconds=seconds)
+        return Outcome(Status.OK, mean, {"score": mean}, seconds=seconds)
 
     def scored(self, job: StudentJob, seed: int) -> float:
         images = self.bank.normalised(self.bank.images["train"][:BATCH])
         labels = self.bank.labels["train"][:BATCH]
-        if self._view is None and SCORES[self.setup.score].needs_teacher:
+        if self._view is None and self.yardstick.needs_teacher:
             self._view = view_teacher(self.teacher, images, labels)
         student = initialise(self.network(job.student, self.bank.card["classes"]), self.setup.init, derive(seed, job.key))
         draw = torch.Generator().manual_seed(derive(seed, "score", job.key))
-        return score_all([self.setup.score], student, self._view, images, labels, draw)[self.setup.score]
+        return float(self.yardstick.fn(student.to(self.setup.device), self._view, images, labels, draw))
+
+
+def find_score(name: str) -> Score:
+    """By name, or the score that a loss is."""
+    return score_of_loss(name.removeprefix(LOSS)) if name.startswith(LOSS) else SCORES[name]
 
 
 def open_judge(recipe: dict) -> Judge:
@@ -122,4 +127,4 @@ def open_judge(recipe: dict) -> Judge:
     network, _ = read_weights(Path(recipe["teacher"]))
     setup = Setup(**recipe["setup"] | {"protocol": Protocol(**recipe["setup"]["protocol"])})
     bank = open_bank(Path(recipe["bank"]), setup.device)
-    return Judge(bank, network.eval().requires_grad_(False), setup)
+    return Judge(bank, network.eval().requires_grad_(False).to(setup.device), setup)

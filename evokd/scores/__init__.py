@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evokd.errors import unknown
-from evokd.scores.activations import ACTIVATIONS, az_nas
+from evokd.scores.activations import ACTIVATIONS, AZ_NAS, az_nas
 from evokd.scores.distances import DISTANCES, score_of_loss
 from evokd.scores.diswot import DISWOT
 from evokd.scores.gradients import GRADIENTS
@@ -16,7 +16,7 @@ from evokd.scores.initialise import initialise
 from evokd.scores.score import Score, TeacherView, evaluate, open_case, view_teacher
 from evokd.scores.trivial import TRIVIAL
 
-__all__ = ["SCORES", "Score", "TeacherView", "az_nas", "initialise", "score_all", "score_of_loss", "view_teacher"]
+__all__ = ["AZ_NAS", "SCORES", "Score", "TeacherView", "az_nas", "initialise", "score_all", "score_of_loss", "view_teacher"]
 
 SCORES: dict[str, Score] = DISWOT | DISTANCES | ACTIVATIONS | GRADIENTS | TRIVIAL
 

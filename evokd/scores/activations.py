@@ -17,7 +17,7 @@ from evokd.scores.passes import Event, watched
 from evokd.scores.score import Case, Score, shared
 from evokd.scores.trivial import parameters
 
-WORD = 62  # samples in one integer of `patterns`
+SWAP_SAMPLES = 16  # as in SWAP's code: among many more images each unit has a pattern of its own, and what is counted is units
 
 
 def sign_kernel(event: Event) -> Tensor | None:
@@ -34,20 +34,18 @@ def nwot(case: Case) -> Tensor:
 
 
 def patterns(event: Event) -> Tensor | None:
-    """For each ReLU the signs of its units over the samples, as integers: (⌈N/62⌉, units)."""
+    """For each ReLU the signs of its units over every 16 samples, as integers: (⌊N/16⌋ but at least 1, units)."""
     if event.module is not None:
         return None
     x = (event.output > 0).flatten(1).long()
-    return torch.stack([(part << torch.arange(len(part), device=x.device)[:, None]).sum(0) for part in x.split(WORD)])
+    groups = max(len(x) // SWAP_SAMPLES, 1)
+    x = x[: groups * SWAP_SAMPLES].unflatten(0, (groups, -1))
+    return (x << torch.arange(x.shape[1], device=x.device)[:, None]).sum(1)
 
 
 def swap(case: Case) -> float:
     words = torch.cat(case.seen(patterns), 1)
-    code = words[0]
-    for word in words[1:]:  # exact: a pair of ranks is one rank
-        values, rank = word.unique(return_inverse=True)
-        code = code.unique(return_inverse=True)[1] * len(values) + rank
-    return float(len(code.unique()))
+    return sum(len(row.unique()) for row in words) / len(words)
 
 
 def regularised_swap(mu: float, sigma: float) -> Score:
@@ -119,11 +117,14 @@ def progressivity(case: Case) -> Tensor:
     return entropies.diff().min() if len(entropies) > 1 else entropies[0]
 
 
+AZ_NAS = ("az_expressivity", "az_progressivity", "az_trainability", "macs")
+
+
 def az_nas(columns: Mapping[str, Sequence[float]]) -> list[float]:
     """AZ-NAS's ranking of a population: Σ over its four scores of log(rank / population), the best rank being the population.
 
     Args:
-        columns: score → its values, higher being better; published with `az_expressivity`, `az_progressivity`, `az_trainability`, `macs`.
+        columns: score → its values, higher being better; published with those of `AZ_NAS`.
     """
     ranks = [rankdata(values) / len(values) for values in columns.values()]
     return [sum(log(rank) for rank in row) for row in zip(*ranks, strict=True)]
@@ -150,7 +151,11 @@ def logit_spread(case: Case) -> Tensor:
 
 ACTIVATIONS: dict[str, Score] = {
     "nwot": shared(nwot, "NWOT (Mellor et al., ICML 2021): log|det Σ_ReLU (X Xᵀ + (1−X)(1−X)ᵀ)|", watch=sign_kernel),
-    "swap": shared(swap, "SWAP (Peng et al., ICLR 2024): distinct columns of the sign matrix of all ReLU units", watch=patterns),
+    "swap": shared(
+        swap,
+        "SWAP (Peng et al., ICLR 2024): distinct columns of the sign matrix of all ReLU units over 16 images",
+        watch=patterns,
+    ),
     "reg_swap": regularised_swap(1000.0, 1e6),
     "meco": shared(
         meco, "MeCo (Jiang et al., NeurIPS 2023): Σ over modules of λ_min of the channels' correlations, one 64×64 noise image"

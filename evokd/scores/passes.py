@@ -38,7 +38,7 @@ class Event:
     block: bool = False
 
 
-Watch = Callable[[Event], Tensor | None]
+Watch = Callable[[Event], Tensor | int | None]
 
 
 def watched(

@@ -17,15 +17,17 @@ from scipy.stats import kendalltau, rankdata
 from torch import Tensor, nn
 
 from evokd.data import Data
+from evokd.errors import EvokdError, unknown
 from evokd.evaluate.tabular import Table
 from evokd.models.teachers import read_weights
 from evokd.models.views import augmented, draw_views, normalised
 from evokd.models.zoo import build
-from evokd.scores import SCORES, initialise, score_all, view_teacher
+from evokd.scores import AZ_NAS, SCORES, TeacherView, az_nas, initialise, score_all, view_teacher
 from evokd.streams import derive, stream
 from evokd.students.space import StudentSpace
 
 RESAMPLES = 300
+POPULATION = "az_nas"  # a ranking of all students together, of scores that each of them has
 COSTS = ("parameters", "live_parameters", "macs", "depth")
 
 
@@ -66,6 +68,7 @@ class Agreement:
         top: τ_b among the tenth of best accuracy.
         regret: percentage points from the best student drawn to the one that the score puts first.
         partial: Spearman's correlation with the ranks of the parameters held fixed.
+        residual: Spearman's correlation with the points above the plain accuracy; NaN where the table has none.
         seconds: of one student when the score is computed alone; 0 for costs in closed form.
     """
 
@@ -80,27 +83,99 @@ class Agreement:
     top: float
     regret: float
     partial: float
+    residual: float
     seconds: float
 
 
-def rank(
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Scores of students beside what a table says of them.
+
+    Attributes:
+        texts: of the students.
+        accuracies: (students,), %, or the difference of two columns in points.
+        residual: (students,), points that the column lies above the table's `plain` one; None where that cannot be told.
+        sizes: (students,), parameters.
+        values: score or cost → (seeds, students), higher being better; −∞ for the dead. Costs have one row.
+        seconds: score → of one student.
+    """
+
+    texts: list[str]
+    accuracies: np.ndarray
+    residual: np.ndarray | None
+    sizes: np.ndarray
+    values: dict[str, np.ndarray]
+    seconds: dict[str, float]
+
+
+def rank(found: Measured, seed: int = 0) -> list[Agreement]:
+    """One row a score or cost; the seed is that of the resamples."""
+    target, beyond = found.accuracies, found.residual
+    return [
+        agreement(name, rows, target, found.sizes, found.seconds.get(name, 0.0), seed, beyond)
+        for name, rows in found.values.items()
+    ]
+
+
+def measure(
     names: Sequence[str], space: StudentSpace, table: Table, column: str, data: Data, setting: Setting,
     progress: Callable[[str], None] = lambda line: None,
-) -> list[Agreement]:  # fmt: skip
-    """One row a score, then one a cost.
+) -> Measured:  # fmt: skip
+    """Students of a table drawn and scored; costs are added to the scores.
 
     Raises:
-        EvokdError: unknown score, teacher or initialisation.
+        EvokdError: unknown score, column, teacher or initialisation, or a teacher of other images or classes.
     """
+    check_scores(names)
     texts = sorted(table.rows)
     texts = stream(setting.seed, "students").sample(texts, min(setting.archs, len(texts)))
-    accuracies = np.array([table.accuracy(text, column) for text in texts])
-    genomes = [space.read(text) for text in texts]
-    costs = [space.cost(genome, data.classes, data.shape[0], data.shape[1]) for genome in genomes]
-    sizes = np.array([cost.parameters for cost in costs], dtype=float)
-    values, seconds = _measured(list(dict.fromkeys(names)), space, texts, data, setting, progress)
+    accuracies, residual = targets(table, texts, column)
+    costs = [space.cost(space.read(text), data.classes, data.shape[0], data.shape[1]) for text in texts]
+    measured = list(dict.fromkeys(name for name in _parts(names) if name not in COSTS))
+    values, seconds = _measured(measured, space, texts, data, setting, progress)
     values |= {cost: np.array([[getattr(c, cost) for c in costs]], dtype=float) for cost in COSTS}
-    return [agreement(name, rows, accuracies, sizes, seconds.get(name, 0.0), setting.seed) for name, rows in values.items()]
+    if POPULATION in names:
+        seconds[POPULATION] = sum(seconds.get(part, 0.0) for part in AZ_NAS)
+        values = {POPULATION: _population(values)} | values
+    return Measured(texts, accuracies, residual, values["parameters"][0], values, seconds)
+
+
+def check_scores(names: Sequence[str]) -> None:
+    """Raises EvokdError for a name that is no score."""
+    for name in names:
+        if name not in SCORES and name != POPULATION:
+            raise unknown("--scores", "scores", name, [*SCORES, POPULATION])
+
+
+def _parts(names: Sequence[str]) -> list[str]:
+    """The scores to be measured for some names."""
+    return [part for name in names for part in (AZ_NAS if name == POPULATION else (name,))]
+
+
+def _population(values: dict[str, np.ndarray]) -> np.ndarray:
+    """AZ-NAS's sum of ranks, seed by seed."""
+    columns = np.broadcast_arrays(*(values[part] for part in AZ_NAS))
+    return np.array([az_nas(dict(zip(AZ_NAS, rows, strict=True))) for rows in zip(*columns, strict=True)])
+
+
+def targets(table: Table, texts: Sequence[str], column: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """(what the column says, its residual over the column `plain` or None); COLUMN-COLUMN is a difference.
+
+    Raises:
+        EvokdError: a column that the table does not have.
+    """
+    first, minus, second = column.partition("-")
+    if minus and not (first and second):
+        raise EvokdError("--against", "COLUMN or COLUMN-COLUMN", repr(column)[:60])
+
+    def read(name: str) -> np.ndarray:
+        return np.array([table.accuracy(text, name) for text in texts])
+
+    found = read(first)
+    if minus:
+        return found - read(second), None
+    known = "plain" in table.accuracies and (first or next(iter(table.accuracies))) != "plain"
+    return found, found - read("plain") if known else None
 
 
 def _measured(
@@ -112,15 +187,15 @@ def _measured(
     for repeat in range(setting.seeds):
         seed = derive(setting.seed, "repeat", repeat)
         images, labels = draw_batch(data, setting.batch, seed)
-        compares = any(SCORES[name].needs_teacher for name in names if name in SCORES)
-        view = view_teacher(open_teacher(setting, data, seed), images, labels) if compares else None
+        view = see_teacher(setting, data, seed, images, labels) if any(SCORES[name].needs_teacher for name in names) else None
         for i, text in enumerate(texts):
             student = draw_student(space, text, data, setting.init, seed)
-            scores = score_all(names, student, view, images, labels, _generator(seed, text))
+            scores = score_all(names, student, view, images, labels, generator_of(seed, text))
             seconds = seconds or {n: _seconds(n, student, view, images, labels) for n in names}
             for name, value in scores.items():
                 found[name][repeat, i] = value if SCORES[name].higher_is_better else -value
-        progress(f"seed {repeat + 1} of {setting.seeds}: {len(texts)} students")
+            if (i + 1) % 50 == 0 or i + 1 == len(texts):
+                progress(f"seed {repeat + 1} of {setting.seeds}: {i + 1} of {len(texts)} students")
     return found, seconds
 
 
@@ -146,7 +221,25 @@ def open_teacher(setting: Setting, data: Data, seed: int) -> nn.Module:
     return initialise(teacher, setting.init, derive(seed, "teacher"))
 
 
-def _generator(seed: int, text: str) -> torch.Generator:
+def see_teacher(setting: Setting, data: Data, seed: int, images: Tensor, labels: Tensor) -> TeacherView:
+    """The teacher's view of a batch.
+
+    Raises:
+        EvokdError: an unknown teacher, or one of other images or classes.
+    """
+    teacher = open_teacher(setting, data, seed)
+    try:
+        view = view_teacher(teacher, images, labels)
+    except RuntimeError as error:
+        got = str(error).splitlines()[0][:80]
+        raise EvokdError("--teacher", f"a network for images of shape {data.shape}", got) from None
+    if view.taps.logits.shape[1] != data.classes:
+        raise EvokdError("--teacher", f"{data.classes} classes, as {data.name} has", str(view.taps.logits.shape[1]))
+    return view
+
+
+def generator_of(seed: int, text: str) -> torch.Generator:
+    """Of what the scores of a student draw."""
     return torch.Generator().manual_seed(derive(seed, "score", text))
 
 
@@ -157,8 +250,9 @@ def _seconds(name: str, student: nn.Module, view, images: Tensor, labels: Tensor
 
 
 def agreement(
-    name: str, values: np.ndarray, accuracies: np.ndarray, sizes: np.ndarray, seconds: float = 0.0, seed: int = 0
-) -> Agreement:
+    name: str, values: np.ndarray, accuracies: np.ndarray, sizes: np.ndarray, seconds: float = 0.0, seed: int = 0,
+    residual: np.ndarray | None = None,
+) -> Agreement:  # fmt: skip
     """The figures of one score.
 
     Args:
@@ -168,6 +262,7 @@ def agreement(
         sizes: (students,), parameters.
         seconds: of one student.
         seed: of the resamples.
+        residual: (students,), points above the plain accuracy, if known.
     """
 
     def over_seeds(statistic: Callable[[np.ndarray], float]) -> float:
@@ -190,6 +285,7 @@ def agreement(
         over_seeds(lambda row: kendall(row[best], accuracies[best])),
         over_seeds(lambda row: float(accuracies.max() - accuracies[row.argmax()])),
         over_seeds(lambda row: partial(row, accuracies, sizes)),
+        float("nan") if residual is None else over_seeds(lambda row: spearman(row, residual)),
         seconds,
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from evokd.models.tapping import logits_of
 from evokd.models.zoo import parameters
-from evokd.scores.passes import untouched
+from evokd.scores.passes import Event, untouched, watched
 from evokd.scores.score import Score
 
 WEIGHTED = ("ConvolutionBackward", "AddmmBackward", "MmBackward")
@@ -40,6 +40,17 @@ def macs(student: nn.Module, teacher, images: Tensor, labels: Tensor, generator=
     return float(sum(counts))
 
 
+def flops(student: nn.Module, teacher, images: Tensor, labels: Tensor, generator=None) -> float:
+    _, seen = watched(student, images[:2], (numbers_made,))
+    return macs(student, teacher, images, labels) + sum(seen[numbers_made])
+
+
+def numbers_made(event: Event) -> int | None:
+    """By batch norm, ReLU or pooling, for one image."""
+    elementwise = event.module is None or isinstance(event.module, nn.BatchNorm2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d)
+    return event.output[0].numel() if elementwise else None
+
+
 def depth(student: nn.Module, teacher, images: Tensor, labels: Tensor, generator=None) -> float:
     """Read off autograd's graph, so that shortcuts and dead ends do not count."""
     with untouched(student, gradients=True), torch.enable_grad():
@@ -68,5 +79,6 @@ TRIVIAL: dict[str, Score] = {
     "params": _plain(params, "parameters"),
     "live_params": _plain(live_params, "parameters on a path from input to output, where the network can tell; else all"),
     "macs": _plain(macs, "multiply–accumulates of convolutions and linear layers for one image"),
+    "flops": _plain(flops, "MACs and the numbers that batch norm, ReLU and pooling modules give: DisWOT's FLOPs"),
     "depth": _plain(depth, "layers with weights on the longest path"),
 }

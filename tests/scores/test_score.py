@@ -11,7 +11,7 @@ from evokd.scores import SCORES, Score, score_all, view_teacher
 from evokd.students import nas_bench_201, resnet_s0
 from tests.scores.networks import Bare, Tiny, batch, generator, value
 
-TRIVIAL = ("params", "live_params", "macs", "depth")
+TRIVIAL = ("params", "live_params", "macs", "flops", "depth")
 ONE_PASS = [name for name, s in SCORES.items() if s.needs_teacher] + [
     *("nwot", "swap", "reg_swap", "az_expressivity", "az_progressivity", "map_cosine", "embedding_cosine", "logit_spread"),
 ]

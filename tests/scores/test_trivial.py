@@ -45,6 +45,12 @@ def test_a_network_may_tell_its_live_parameters():
     assert value("live_params", Tiny()) == value("params", Tiny())
 
 
+def test_flops_count_what_is_done_to_each_number_too():
+    student = Tiny()  # batch norm and ReLU of the stem, then per block a batch norm and two ReLUs, on maps of 4 channels
+    made = 4 * (2 * 8 * 8 + 3 * 8 * 8 + 2 * 3 * 4 * 4)
+    assert value("flops", student) == value("macs", student) + made
+
+
 def test_depth_of_a_resnet_is_its_name():
     assert of("depth", ResNet(20, 4, 5)) == 20
     assert of("depth", ResNet(8, 4, 5, shortcut="A")) == 8
