@@ -76,7 +76,7 @@ def _student_options(tasks) -> None:
     pair.add_argument("--tables", metavar="DIR", help="folder of the published tables; EVOKD_DATA if not given")
     search = student.add_argument_group("the search")
     search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved; evokd spaces student lists them")
-    search.add_argument("--controller", metavar="NAME", help="evolution or random")
+    search.add_argument("--controller", metavar="NAME", help="evolution, random, diswot (Algorithm 1), ageing or nsga2")
     search.add_argument(
         "--evaluator",
         metavar="NAME",

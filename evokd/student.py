@@ -20,8 +20,11 @@ from filelock import FileLock, Timeout
 from evokd.checkpoint import write_state, write_whole
 from evokd.config import StudentConfig, resumed_config
 from evokd.errors import EvokdError, unknown
+from evokd.evaluate.distill import DivergedError
+from evokd.evaluate.students import StudentJob
 from evokd.finals import Entry, Row
 from evokd.folder import new_folder
+from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, Outcome, Status
 from evokd.journal import Journal, read_events, read_outcome
@@ -29,9 +32,13 @@ from evokd.mirror import Mirror
 from evokd.report.page import write_report
 from evokd.report.terminal import Terminal
 from evokd.run import Budget, Search, evaluation_seeds, replay
+from evokd.search.ageing import AgeingEvolution
 from evokd.search.controller import Controller
+from evokd.search.diswot import DiswotEvolution
 from evokd.search.evolution import Evolution
+from evokd.search.front import FrontEvolution
 from evokd.search.random import RandomSearch
+from evokd.student_export import TrainedStudent, export_architecture, export_student, own_judge, train_final
 from evokd.student_finals import TIERS, choose, final_rows, luck, text_of, write_student_front
 from evokd.student_problem import StudentProblem, open_student_problem
 from evokd.students.cost import Limited
@@ -41,6 +48,9 @@ from evokd.tabular_search import open_table_problem, table_rows, told_rows
 CONTROLLERS: dict[str, Callable[[Grammar, int], Controller]] = {
     "evolution": lambda grammar, size: Evolution(grammar, size),
     "random": lambda grammar, size: RandomSearch(grammar),
+    "diswot": lambda grammar, size: DiswotEvolution(grammar),
+    "ageing": lambda grammar, size: AgeingEvolution(grammar, 10, 3),
+    "nsga2": lambda grammar, size: FrontEvolution(grammar, size, ["parameters", "macs"]),
 }
 ROW_NAMES = {"evolution": "evolved", "random": "random search"}
 
@@ -239,15 +249,20 @@ class _Session:
         self.mirror.generation(self.search, summary)
 
     def export(self, best: Individual, rows: Sequence[Row]) -> list[Path]:
-        """student.json: text, genome, costs and figures; diagram.txt."""
-        space, folder = self.problem.space, self.folder / "best"
-        folder.mkdir(exist_ok=True)
-        body = {
-            "format": "evokd-student-1", "space": self.config.space, "text": space.grammar.write(best), "genome": space.genome(best),
-            "cost": asdict(self.problem.cost(best)), "classes": self.problem.images[0],
-            "shape": self.problem.data.shape if self.problem.data else [self.problem.images[1], *self.problem.images[2:] * 2],
-            "test": [{"row": r.entry.name, "mean": r.mean, "half": r.half} for r in rows],
-        }  # fmt: skip
-        write_whole(folder / "student.json", json.dumps(body, indent=1, ensure_ascii=False) + "\n")
-        write_whole(folder / "diagram.txt", space.diagram(space.genome(best)) + "\n")
-        return [folder / "student.json", folder / "diagram.txt"]
+        """The winner as the finals trained it with their first seed; from a table, its architecture alone."""
+        space, folder, config, problem = self.problem.space, self.folder / "best", self.config, self.problem
+        genome, about = space.genome(best), {"test": [{"row": r.entry.name, "mean": r.mean, "half": r.half} for r in rows]}
+        if problem.table:
+            shape = problem.images[1], *problem.images[2:] * 2
+            return export_architecture(folder, config.space, genome, problem.images[0], shape, about)
+        self.terminal.status("export: the winner once more")
+        seed, judge = evaluation_seeds(config.seed, "final", config.finals)[0], own_judge(problem.executor)
+        try:
+            network = train_final(judge, StudentJob(tuple(to_names(best)), "distill", (seed,), "test"))
+        except DivergedError:
+            return export_architecture(folder, config.space, genome, problem.data.classes, problem.data.shape, about)
+        data, teacher = problem.data, problem.teacher
+        student = TrainedStudent(network, config.space, genome, data.classes, data.shape, teacher.mean, teacher.std)
+        return export_student(
+            folder, student, judge.bank.normalised(judge.bank.images["validation"][:32]), about | {"seed": seed}
+        )

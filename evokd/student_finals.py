@@ -80,7 +80,8 @@ def final_rows(
     entries |= {f"{name}, labels alone": (spec, "train", text), "human-designed, labels alone": (human, "train", named)}
     say(f"finals: {problem.config.finals} fresh seeds a row, told on test")
     values = {row: _measured(problem, row, student, tier, journal) for row, (student, tier, _) in entries.items()}
-    return [_row(Entry(row, told), values[row], values[REFERENCE]) for row, (_, _, told) in entries.items()]
+    gammas = {row: 1.0 if tier == "train" else None for row, (_, tier, _) in entries.items()}
+    return [_row(Entry(row, told, gammas[row]), values[row], values[REFERENCE]) for row, (_, _, told) in entries.items()]
 
 
 def _measured(problem: StudentProblem, row: str, student: tuple[str, ...] | str, tier: str, journal: Journal) -> list[float]:
