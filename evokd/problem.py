@@ -24,7 +24,7 @@ from evokd.executor import Serial, Workers
 from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, content_key
-from evokd.losses.language import loss_grammar
+from evokd.losses.growth import loss_grammar
 from evokd.losses.own import load_operators
 from evokd.losses.program import compile_loss
 from evokd.losses.taps import Taps

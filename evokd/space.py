@@ -10,7 +10,8 @@ from pathlib import Path
 
 from evokd.errors import EvokdError, closest, unknown
 from evokd.losses.distances import DISTANCES
-from evokd.losses.language import POSITIONS, LossSpace
+from evokd.losses.growth import LossSpace
+from evokd.losses.language import POSITIONS
 from evokd.losses.modules import MODULES
 from evokd.losses.schedules import SCHEDULES
 from evokd.losses.transforms import TRANSFORMS

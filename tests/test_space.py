@@ -5,8 +5,10 @@ import pytest
 
 from evokd.errors import EvokdError
 from evokd.losses import distances, transforms, weights
+from evokd.losses.canonical import IDENTITIES
 from evokd.losses.distances import DISTANCES
-from evokd.losses.language import IDENTITIES, POSITIONS, loss_grammar
+from evokd.losses.growth import loss_grammar
+from evokd.losses.language import POSITIONS
 from evokd.losses.schedules import SCHEDULES
 from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES

@@ -20,8 +20,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def show(name: str) -> str:
     """Operators by kind with their formulas, counts by height, and the published losses that are points of the space."""
+    from evokd.losses.growth import loss_grammar
     from evokd.losses.known import KNOWN
-    from evokd.losses.language import POSITIONS, loss_grammar
+    from evokd.losses.language import POSITIONS
     from evokd.space import read_space
 
     space = read_space(name).space

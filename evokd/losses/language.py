@@ -24,16 +24,14 @@ A loss is a DEAP tree (for variation) and a tuple of terms (for everything that 
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from math import exp, fsum
 
 from evokd.errors import EvokdError, closest
 from evokd.genome.codec import from_names, read_number
-from evokd.genome.grammar import Grammar, Node, Rule, Tree, kind, subtree_heights
+from evokd.genome.grammar import Node, Rule, Tree, kind, subtree_heights
 from evokd.losses import schedules
 from evokd.losses.distances import DISTANCES
 from evokd.losses.modules import MODULES
@@ -132,7 +130,7 @@ def _sort(distance, below: str) -> str:
 
 
 @cache
-def _rules() -> dict[str, Rule]:
+def rules() -> dict[str, Rule]:
     """Every rule of the language but numbers and temperatures, by node name."""
     rules = [Rule(position, k) for position, k in POSITIONS.items()]
     rules += [Rule("no", "mode")] + [Rule(m.name, "mode", m.params) for m in MODES.values()]
@@ -153,9 +151,10 @@ def _node_name(name: str, kinds: str, side: str = "") -> str:
 
 
 @cache
-def _node(name: str) -> Node | None:
-    if name in _rules():
-        return _rules()[name].node()
+def node_named(name: str) -> Node | None:
+    """The node of a name, numbers and temperatures included; None if there is none."""
+    if name in rules():
+        return rules()[name].node()
     ret, text = ("tau", name[4:]) if name.startswith("tau=") else ("value", name)
     try:
         number = schedules.read(text)
@@ -177,13 +176,13 @@ def learn_operator(operator) -> None:
     table = TRANSFORMS if isinstance(operator.kinds, dict) else DISTANCES
     table[operator.name] = operator
     ALL.add(operator.name)
-    _rules.cache_clear()
-    _node.cache_clear()
+    rules.cache_clear()
+    node_named.cache_clear()
 
 
 def tree_from_names(names: Sequence[str], where: str = "tree") -> Tree:
     """The inverse of `codec.to_names` for losses."""
-    tree = from_names(names, _node, kind("loss"), where)
+    tree = from_names(names, node_named, kind("loss"), where)
     if subtree_heights(tree)[0] > MAX_DEPTH + 3:  # a loss, a term and a position stand around the calls
         raise EvokdError(where, f"at most {MAX_DEPTH} nested calls", "more")
     return tree
@@ -195,12 +194,13 @@ def to_tree(terms: Sequence[Term]) -> Tree:
     for term in terms:
         value = schedules.write(term.weight)
         weighted = kind_of(term.distance) == "distance"
-        names += ["term", value, term.mode.name, *map(_tau, term.mode.params)] if weighted else ["plain", value]
+        names += ["term", value, term.mode.name, *map(tau_name, term.mode.params)] if weighted else ["plain", value]
         names += _call_names(term.distance)
     return tree_from_names(names)
 
 
-def _tau(number: Number) -> str:
+def tau_name(number: Number) -> str:
+    """Name of a temperature's node."""
     return f"tau={schedules.write(number)}"
 
 
@@ -210,7 +210,7 @@ def _call_names(call: Call) -> list[str]:
     names = [_node_name(call.name, ",".join(map(kind_of, call.args)), call.side)]
     for arg in call.args:
         names += _call_names(arg)
-    return [*names, *map(_tau, call.params)]
+    return [*names, *map(tau_name, call.params)]
 
 
 def to_terms(tree: Sequence[Node]) -> tuple[Term, ...]:
@@ -390,190 +390,3 @@ class _Parser:
         if name not in usable and not (name == "no" and table is MODES):
             raise EvokdError(self.where, f"a {what}", repr(name[:40]), closest(name, usable))
         return name
-
-
-# --- canonical form ----------------------------------------------------------------------------------------------------------
-
-IDENTITIES = frozenset({"no", "scale_r1"})
-
-# outer operator → operators that change nothing directly below it (up to the stated floors); each pair is proved by a test
-ABSORBED: dict[str, frozenset[str]] = {
-    "relu": frozenset({"relu"}),
-    "norm_C": frozenset({"norm_C", "temper"}),
-    "norm_N": frozenset({"norm_N", "temper"}),
-    "norm_HW": frozenset({"norm_HW", "temper"}),
-    "norm_all": frozenset({"norm_all", "temper", "meannorm"}),
-    "sumnorm_C": frozenset({"sumnorm_C", "temper"}),
-    "meannorm": frozenset({"meannorm", "temper"}),
-    "centre_C": frozenset({"centre_C", "logsoftmax_C"}),
-    "centre_N": frozenset({"centre_N", "logsoftmax_N"}),
-    "softmax_C": frozenset({"centre_C", "logsoftmax_C"}),
-    "softmax_N": frozenset({"centre_N", "logsoftmax_N"}),
-    "softmax_HW": frozenset({"logsoftmax_HW"}),
-    "logsoftmax_C": frozenset({"centre_C", "logsoftmax_C"}),
-    "logsoftmax_N": frozenset({"centre_N", "logsoftmax_N"}),
-    "logsoftmax_HW": frozenset({"logsoftmax_HW"}),
-    "zscore_C": frozenset({"centre_C", "logsoftmax_C", "zscore_C", "scale", "temper"}),
-    "min_max": frozenset({"min_max", "scale", "temper"}),
-    "mm": frozenset({"batch", "channel", "local_r1"}),
-    "pdist": frozenset({"batch", "channel", "local_r1"}),
-    "bmm": frozenset({"channel"}),
-    "gram_HW": frozenset({"channel"}),
-    "affinity": frozenset({"channel", "norm_C", "temper"}),
-    "mean_HW": frozenset({"channel", "pool_1"}),
-    "batch": frozenset({"channel", "local_r1"}),
-    "local_r1": frozenset({"local_r1"}),
-    "l1": frozenset({"batch", "channel", "local_r1", "transpose"}),
-    "l2": frozenset({"batch", "channel", "local_r1", "transpose"}),
-    "smooth_l1": frozenset({"batch", "channel", "local_r1", "transpose"}),
-    "frobenius": frozenset({"batch", "channel", "local_r1", "transpose"}),
-    "cosine": frozenset({"norm_C", "temper"}),
-    "pearson": frozenset({"centre_C", "logsoftmax_C", "zscore_C", "scale", "temper"}),
-    "kl": frozenset({"centre_C", "logsoftmax_C"}),
-    "ce": frozenset({"centre_C", "logsoftmax_C"}),
-    "hard": frozenset({"centre_C", "logsoftmax_C"}),
-    "correlation": frozenset({"centre_N", "logsoftmax_N", "scale", "temper"}),
-}
-
-
-def canonical(tree: Sequence[Node]) -> Tree:
-    """The tree that stands for all trees of equal meaning by the known identities: no absorbed operator, temperatures joined, equal
-    terms merged, and the terms in a fixed order. Idempotent.
-    """
-    alike: dict[tuple[str, str], list[Term]] = {}
-    for term in to_terms(tree):
-        term = _join_temperatures(replace(term, distance=_absorb(term.distance)))
-        alike.setdefault((str(term.distance), str(term.mode)), []).append(term)
-    return to_tree([term for key in sorted(alike) for term in _merged(alike[key])])
-
-
-def _merged(terms: Sequence[Term]) -> list[Term]:
-    """Equal terms as one; their sum is rounded once, so that it does not depend on their order. Schedules stay by themselves."""
-    plain = [t for t in terms if not isinstance(t.weight, Schedule) and abs(t.weight) < 1e300]
-    others = sorted((t for t in terms if t not in plain), key=str)
-    if len(plain) > 1:
-        plain = [replace(plain[0], weight=_rounded(fsum(t.weight for t in plain)))]
-    return plain + others
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
-def _absorb(call: Call) -> Call:
-    """From the inside out, so that what is left below a call is final."""
-    call = replace(call, args=tuple(_absorb(arg) for arg in call.args))
-    if call.args and (call.name in IDENTITIES or (call.name == "temper" and call.params == (1.0,))):
-        return call.args[0]
-    if len(call.args) != 1:
-        return call
-    below = call.args[0]
-    if call.name == below.name == "transpose":  # of tokens, the one kind that it gives back
-        return below.args[0]
-    while call.args[0].name in ABSORBED.get(call.name, ()) and call.side in ("", call.args[0].side):
-        # what acts on one side only hides what acts on that side
-        call = replace(call, args=call.args[0].args)
-    return call
-
-
-def _join_temperatures(term: Term) -> Term:
-    """kl at τ of f/a is kl at aτ of f, divided by a²; likewise (f+1)/2, which is f/2 to a softmax. For ce without the division."""
-    call = term.distance
-    while call.name in ("kl", "ce") and (below := call.args[0]).name in ("temper", "scale") and not below.side:
-        factor = below.params[0] if below.params else 2.0
-        if any(isinstance(n, Schedule) for n in (factor, call.params[0], term.weight)):
-            break
-        if not (1e-6 <= factor <= 1e6 and 1e-100 <= call.params[0] <= 1e100 and abs(term.weight) <= 1e100):
-            break  # products of numbers that far from 1 may not be finite
-        call = _absorb(replace(call, args=below.args, params=(_rounded(call.params[0] * factor),)))
-        term = replace(term, weight=_rounded(term.weight / factor**2) if call.name == "kl" else term.weight)
-    return replace(term, distance=call)
-
-
-# --- growth ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LossSpace:
-    """What may be evolved: names of operators, grids of growth and limits, as a space file states them."""
-
-    name: str
-    transforms: tuple[str, ...]
-    distances: tuple[str, ...]
-    modes: tuple[str, ...]
-    values: tuple[float, ...]
-    taus: tuple[float, ...]
-    positions: tuple[str, ...]
-    max_terms: int
-    max_transforms: int
-    one_sided: tuple[str, ...] = ()
-    schedules: tuple[str, ...] = ()
-    modules: tuple[str, ...] = ()
-
-    @property
-    def operators(self) -> set[str]:
-        """Names of transforms and distances, with a side before those that may act on one."""
-        return {*self.transforms, *self.distances} | {f"{side}.{name}" for side in SIDES for name in self.one_sided}
-
-
-def loss_grammar(space: LossSpace, positions: Iterable[str]) -> Grammar:
-    """The grammar of a space for a pair that shows the given positions.
-
-    Raises:
-        EvokdError: if no position of the space is shown.
-    """
-    shown = [p for p in positions if p in space.positions or p.partition("[")[0] in space.positions]
-    if not shown:
-        raise EvokdError(space.name, "a position that both networks show", "none", "they show " + ", ".join(positions))
-    rules = [r for name, r in _rules().items() if ":" in name and name.partition(":")[0] in space.operators]
-    rules += [_rules()[name] for name in (*shown, *space.modes, *space.modules, "term", "plain")]
-    rules += [_rules()[f"loss{n}"] for n in range(1, space.max_terms + 1)]
-    rules += [Rule(schedules.write(v), "value") for v in _values(space)] + [Rule(_tau(v), "tau") for v in _taus(space)]
-    return Grammar(
-        space.name,
-        _reachable(rules),
-        "loss",
-        space.max_transforms + 3,
-        write=write_loss,
-        canonical=canonical,
-        vary_number=vary_number,
-    )
-
-
-def _values(space: LossSpace) -> list[Number]:
-    """The grid, and two schedules of each sort at its middle; mutation moves them from there."""
-    middle = space.values[len(space.values) // 2]
-    rising = [Schedule(name, middle / 100 if name == "anneal" else 0.0, middle) for name in space.schedules]
-    return [*space.values, *rising, *(Schedule(s.name, s.end, s.start) for s in rising)]
-
-
-def _taus(space: LossSpace) -> list[Number]:
-    low, high = min(space.taus), max(space.taus)
-    moving = [Schedule(name, *pair) for name in space.schedules for pair in ((high, low), (low, high)) if low < high]
-    return [*space.taus, *moving]
-
-
-def _reachable(rules: list[Rule]) -> list[Rule]:
-    """Rules whose arguments can all be completed with the positions at hand."""
-    made: set[str] = set()
-    while True:
-        kept = [rule for rule in rules if made.issuperset(rule.args)]
-        if made == {rule.ret for rule in kept}:
-            return kept
-        made = {rule.ret for rule in kept}
-
-
-def vary_number(node: Node, stream: random.Random) -> Node | None:
-    """A weight or temperature near another: a log-normal step (σ = 0.7), rounded to two digits; None for other nodes."""
-    ret = node.ret.__name__
-    if ret not in ("value", "tau"):
-        return None
-    low, high = (1e-3, 1e4) if ret == "value" else (0.1, 64.0)
-
-    def near(old: float) -> float:
-        size = min(max(abs(old) * exp(stream.gauss(0, 0.7)), low), high) if old else 0.0
-        return float(f"{size if old >= 0 else -size:.2g}")
-
-    old = schedules.read(node.name.removeprefix("tau="))
-    new = Schedule(old.name, near(old.start), near(old.end)) if isinstance(old, Schedule) else near(old)
-    return _node(("tau=" if ret == "tau" else "") + schedules.write(new)) if new != old else None

@@ -8,8 +8,9 @@ import pytest
 from evokd.commands import main
 from evokd.commands.spaces import contains, show, survey
 from evokd.genome.variation import mutate_constant
+from evokd.losses.growth import loss_grammar
 from evokd.losses.known import KNOWN
-from evokd.losses.language import loss_grammar, parse_loss, write_loss
+from evokd.losses.language import parse_loss, write_loss
 from evokd.losses.survey import SURVEY
 from evokd.space import read_space, space_names
 from evokd.streams import stream

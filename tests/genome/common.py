@@ -23,7 +23,7 @@ def toy(height=3, rules=TOY, root="S"):
 
 
 def shipped(name="compact"):
-    from evokd.losses.language import loss_grammar  # here, so that what needs only the toy starts without torch
+    from evokd.losses.growth import loss_grammar  # here, so that what needs only the toy starts without torch
     from evokd.space import read_space
 
     return loss_grammar(read_space(name).space, POSITIONS)

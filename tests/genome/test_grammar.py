@@ -7,7 +7,7 @@ from evokd.errors import EvokdError
 from evokd.genome.grammar import Rule, depths, kind, subtree_heights
 from evokd.genome.grow import grow_tree, random_chooser
 from evokd.genome.individual import Individual, Outcome, Status
-from evokd.losses.language import loss_grammar
+from evokd.losses.growth import loss_grammar
 from evokd.space import read_space
 from tests.genome.common import TOY, enumerate_trees, height_of, nested, shipped, toy, well_typed
 

@@ -4,7 +4,7 @@ import torch
 
 from evokd.genome.grow import grow_tree, random_chooser
 from evokd.losses.distances import DISTANCES
-from evokd.losses.language import loss_grammar
+from evokd.losses.growth import loss_grammar
 from evokd.losses.taps import Taps
 from evokd.losses.transforms import TRANSFORMS
 from evokd.losses.weights import MODES

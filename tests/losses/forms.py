@@ -8,7 +8,7 @@ import torch
 
 from evokd.genome.grow import grow_tree, random_chooser
 from evokd.losses.formula import to_sympy
-from evokd.losses.language import loss_grammar
+from evokd.losses.growth import loss_grammar
 from evokd.losses.program import DistillLoss, compile_loss, module_name
 from evokd.losses.source import to_torch_source
 from evokd.space import read_space

@@ -16,25 +16,22 @@ from evokd.genome.grammar import kind, subtree_heights
 from evokd.genome.grow import grow_tree, random_chooser
 from evokd.genome.variation import mutate_constant, mutate_node
 from evokd.losses import schedules
+from evokd.losses.canonical import ABSORBED, IDENTITIES, canonical
 from evokd.losses.distances import DISTANCES
+from evokd.losses.growth import loss_grammar, vary_number
 from evokd.losses.known import KNOWN
 from evokd.losses.language import (
-    ABSORBED,
-    IDENTITIES,
     MAX_TERMS,
     MAX_TEXT,
     NO,
     SIDES,
     Call,
     Term,
-    canonical,
     kind_of,
-    loss_grammar,
     parse_loss,
     to_terms,
     to_tree,
     tree_from_names,
-    vary_number,
     write_loss,
 )
 from evokd.losses.modules import MODULES

@@ -9,9 +9,11 @@ from evokd.errors import EvokdError
 from evokd.genome.codec import to_names
 from evokd.genome.grow import grow_tree, random_chooser
 from evokd.losses import language, own
+from evokd.losses.canonical import canonical
 from evokd.losses.distances import DISTANCES
 from evokd.losses.formula import to_latex, to_sympy
-from evokd.losses.language import canonical, loss_grammar, parse_loss, to_terms, tree_from_names, write_loss
+from evokd.losses.growth import loss_grammar
+from evokd.losses.language import parse_loss, to_terms, tree_from_names, write_loss
 from evokd.losses.own import load_operators
 from evokd.losses.source import to_torch_source
 from evokd.losses.transforms import TRANSFORMS
@@ -117,8 +119,8 @@ def tables():
         table.update(before)
     language.ALL.intersection_update(names)
     own._LOADED.clear()
-    language._rules.cache_clear()
-    language._node.cache_clear()
+    language.rules.cache_clear()
+    language.node_named.cache_clear()
 
 
 @pytest.fixture
