@@ -57,7 +57,7 @@ class Workers:
     def _submit(self, job: Any) -> Future:
         try:
             return self._pool.submit(_run, job)
-        except BrokenProcessPool:
+        except (BrokenProcessPool, OSError):  # a pool that breaks while it starts a process says so by a closed handle
             self._pool.shutdown(wait=False)
             self._pool = self._start(self.count)
             return self._pool.submit(_run, job)

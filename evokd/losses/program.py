@@ -201,17 +201,21 @@ class DistillLoss(nn.Module):
         for position, connector, slot in self._leaves:
             s[slot], t[slot] = self._leaf(position, connector, batch)
         masks: dict[Call, tuple[Tensor, ...]] = {}
-        for step in self._steps:
-            if step.operator.mask and step.call not in masks:  # the same one before and behind a connector
-                masks[step.call] = self._mask(step, s, batch)
-            extra = (batch.labels,) if step.operator.labels else masks.get(step.call, ())
-            params = tuple(schedules.at(p, batch.progress) for p in step.call.params)
-            for values, other in ((s, "teacher"), (t, "student")):
-                taken = [values[source] for source in step.sources]
-                values[step.out] = taken[0] if step.call.side == other else step.operator.fn(*taken, *extra, *params)
-                for slot in step.last:
-                    values[slot] = None  # a map that is kept costs more than the operator
+        for values, other in ((s, "teacher"), (t, "student")):
+            for step in self._steps:
+                self._take(step, values, step.call.side == other, masks, batch)
         return s, t
+
+    def _take(self, step: Step, values: list, passes: bool, masks: dict, batch: Batch) -> None:
+        """One step on one side; the student's side comes first and draws the masks."""
+        if step.operator.mask and step.call not in masks:  # the same one before and behind a connector
+            masks[step.call] = self._mask(step, values, batch)
+        extra = (batch.labels,) if step.operator.labels else masks.get(step.call, ())
+        params = (schedules.at(p, batch.progress) for p in step.call.params)
+        taken = [values[source] for source in step.sources]
+        values[step.out] = taken[0] if passes else step.operator.fn(*taken, *extra, *params)
+        for slot in step.last:
+            values[slot] = None  # a map that is kept costs more than the operator
 
     def _leaf(self, position: str, connector: str, batch: Batch) -> tuple[Tensor, Tensor]:
         tap = read_tap(batch.student, position)
