@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -151,17 +152,11 @@ class _Session:
         self.mirror = Mirror(problem, folder, terminal.warn)
 
     def run(self) -> Result:
-        try:
+        with closing(self.journal), self.mirror.until_the_end(self.interrupted):
             return self.through()
-        except KeyboardInterrupt:
-            self.mirror.stop("KILLED")
-            self.terminal.say(f"\n stopped; to go on: python -m evokd.evolve distiller --resume {self.folder}")
-            raise
-        except BaseException:
-            self.mirror.stop("FAILED")
-            raise
-        finally:
-            self.journal.close()
+
+    def interrupted(self) -> None:
+        self.terminal.say(f"\n stopped; to go on: python -m evokd.evolve distiller --resume {self.folder}")
 
     def through(self) -> Result:
         """Search, choice, baselines, finals, and everything that is written of them."""

@@ -45,14 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--operators", action="append", metavar="FILE.py:FN", help="an operator of your own")
     search.add_argument("--seed", type=int, metavar="N")
-    run = distiller.add_argument_group("the run")
-    run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
-    run.add_argument("--device", metavar="D", help="auto, cpu or cuda")
-    run.add_argument("--out", metavar="DIR", help="home of runs, cache and mlflow.db")
-    run.add_argument("--resume", metavar="RUN", help="continue or extend the run in this folder")
-    run.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
-    run.add_argument("--quiet", action="store_true")
-    run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s protocol.steps=300")
+    _run_options(distiller, "-s protocol.steps=300")
     _student_options(tasks)
     return top
 
@@ -75,7 +68,7 @@ def _student_options(tasks) -> None:
     pair.add_argument("--latency-device", metavar="NAME", help="the table's device that this limit is of")
     pair.add_argument("--tables", metavar="DIR", help="folder of the published tables; EVOKD_DATA if not given")
     search = student.add_argument_group("the search")
-    search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved; evokd spaces student lists them")
+    search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved: resnet, nas_bench_201, …")
     search.add_argument("--controller", metavar="NAME", help="evolution, random, diswot (Algorithm 1), ageing or nsga2")
     search.add_argument(
         "--evaluator",
@@ -94,14 +87,19 @@ def _student_options(tasks) -> None:
         help="stop after the generation in which S seconds are spent; simulated ones with a table",
     )
     search.add_argument("--seed", type=int, metavar="N")
-    run = student.add_argument_group("the run")
+    _run_options(student, "-s promote=0.5")
+
+
+def _run_options(task: argparse.ArgumentParser, example: str) -> None:
+    """What every search has: where it runs and what is kept of it."""
+    run = task.add_argument_group("the run")
     run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
     run.add_argument("--device", metavar="D", help="auto, cpu or cuda")
     run.add_argument("--out", metavar="DIR", help="home of runs, cache and mlflow.db")
     run.add_argument("--resume", metavar="RUN", help="continue or extend the run in this folder")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
     run.add_argument("--quiet", action="store_true")
-    run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s promote=0.5")
+    run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help=f"any setting, e.g. {example}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

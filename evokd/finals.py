@@ -118,9 +118,10 @@ def final_rows(entries: Sequence[Entry], reference: str, executor, seeds: Sequen
         )
         found[entry.text, entry.gamma].append(metrics.get("accuracy", math.nan))
     base = next(found[e.text, e.gamma] for e in entries if e.name == reference)
-    return [_row(e, found[e.text, e.gamma], base if e.name != reference else None) for e in entries]
+    return [row_of(e, found[e.text, e.gamma], base if e.name != reference else None) for e in entries]
 
 
-def _row(entry: Entry, values: list[float], base: list[float] | None) -> Row:
+def row_of(entry: Entry, values: Sequence[float], base: Sequence[float] | None) -> Row:
+    """A line of the closing table from its values by seed and those of the reference row; what is not finite is left out."""
     pairs = [v - b for v, b in zip(values, base, strict=True) if math.isfinite(v - b)] if base else []
     return Row(entry, tuple(v for v in values if math.isfinite(v)), interval(pairs) if len(pairs) > 1 else None)

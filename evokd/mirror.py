@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -105,6 +106,19 @@ class Mirror:
             self.tracker.files([path], "best" if path.parent.name == "best" else None)
         figures = {"test_accuracy": rows[0].mean} if rows else {}
         self.tracker.finish("FINISHED", figures, {"evokd.state": "finished"})
+
+    @contextmanager
+    def until_the_end(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
+        """KILLED or FAILED if what happens inside is cut off or fails; `on_interrupt` may then say how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.stop("KILLED")
+            on_interrupt()
+            raise
+        except BaseException:
+            self.stop("FAILED")
+            raise
 
     def stop(self, status: str) -> None:
         """KILLED or FAILED; what was logged stays."""

@@ -10,6 +10,7 @@ import html
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -187,17 +188,11 @@ class _Session:
             self.search.clock = self.problem.table.clock(self.search)
 
     def run(self) -> StudentResult:
-        try:
+        with closing(self.journal), self.mirror.until_the_end(self.interrupted):
             return self.through()
-        except KeyboardInterrupt:
-            self.mirror.stop("KILLED")
-            self.terminal.say(f"\n stopped; to go on: python -m evokd.evolve student --resume {self.folder}")
-            raise
-        except BaseException:
-            self.mirror.stop("FAILED")
-            raise
-        finally:
-            self.journal.close()
+
+    def interrupted(self) -> None:
+        self.terminal.say(f"\n stopped; to go on: python -m evokd.evolve student --resume {self.folder}")
 
     def through(self) -> StudentResult:
         """Search, choice, finals, and everything that is written of them."""

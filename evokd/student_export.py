@@ -10,10 +10,9 @@ import copy
 import io
 import json
 import logging
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
@@ -24,15 +23,13 @@ from torch import Tensor, nn
 
 from evokd.checkpoint import write_whole
 from evokd.errors import EvokdError
-from evokd.evaluate.distill import Distiller, Job
 from evokd.evaluate.students import Judge, StudentJob
 from evokd.executor import Serial, Workers
-from evokd.models.tapping import Tapped, logits_of, plan_taps
+from evokd.models.tapping import logits_of
 from evokd.models.teachers import weights_key, write_weights
-from evokd.space import ROOTS
-from evokd.students import LANGUAGES, read_student_space
+from evokd.students import read_definition, read_student_space, space_from
 from evokd.students.cost import latency
-from evokd.students.space import Genome, StudentSpace
+from evokd.students.space import Genome
 
 FORMAT = "evokd-student-1"
 TOLERANCE = 1e-4  # of logits up to 1; of the greatest one where that is more
@@ -106,19 +103,13 @@ def export_architecture(
     folder.mkdir(parents=True, exist_ok=True)
     language = read_student_space(space)
     body = {
-        "format": FORMAT, "space": space, "text": language.write(genome), "genome": genome, "definition": definition(space),
+        "format": FORMAT, "space": space, "text": language.write(genome), "genome": genome, "definition": read_definition(space)[0],
         "cost": asdict(language.cost(genome, classes, shape[0], shape[1])), "classes": classes, "shape": list(shape),
         **(about or {}),
     }  # fmt: skip
     write_whole(folder / "diagram.txt", language.diagram(genome) + "\n")
     write_whole(folder / "student.json", json.dumps(body, indent=1, ensure_ascii=False) + "\n")
     return [folder / "student.json", folder / "diagram.txt"]
-
-
-def definition(space: str) -> dict:
-    """What the file of a student space says, so that an export can be opened without it."""
-    files = [*(root / "student" / f"{space}.toml" for root in ROOTS), Path(space)]
-    return tomllib.loads(next(path for path in files if path.is_file()).read_text(encoding="utf-8"))
 
 
 def attempt(path: Path, write: Callable[[Path], dict]) -> dict:
@@ -269,7 +260,7 @@ def _read_card(path: Path) -> dict:
 def _empty(card: dict, path: Path) -> nn.Module:
     """The network of a card without numbers."""
     try:
-        space = _defined(card["definition"])
+        space = space_from(card["definition"], "definition")
         tree = space.tree(card["genome"])
         with torch.device("meta"):
             return space.build(tree, card["classes"], card["shape"][0])
@@ -278,12 +269,6 @@ def _empty(card: dict, path: Path) -> nn.Module:
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         got = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
         raise EvokdError(str(path), "a student that can be built", got) from None
-
-
-def _defined(table: dict) -> StudentSpace:
-    """The space that `definition` has read."""
-    options = {key: value for key, value in table.items() if key not in ("task", "language")}
-    return import_module(LANGUAGES[table["language"]]).space(**options)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -310,26 +295,5 @@ def train_final(judge: Judge, job: StudentJob) -> nn.Module:
     Raises:
         DivergedError: as it does for the judge.
     """
-    distiller, work, seed = _distiller(judge, job), _work(judge, job), job.seeds[0]
-    network = distiller.build(seed)
-    gamma = judge.setup.protocol.gamma if work.gamma is None else work.gamma
-    with ExitStack() as stack:
-        tapped = stack.enter_context(Tapped(network, distiller.plan))
-        live = stack.enter_context(Tapped(*distiller.teacher)) if distiller.teacher else None
-        distiller.optimise(network, tapped, live, distiller.compiled(work, tapped, live, seed), gamma, work, seed)
-    return network.eval()
-
-
-def _distiller(judge: Judge, job: StudentJob) -> Distiller:
-    setup, bank = judge.setup, judge.bank
-    example = bank.normalised(bank.images["train"][:2]).cpu()
-    plan = plan_taps(judge.network(job.student, bank.card["classes"]), example)
-    live = (judge.teacher, plan_taps(judge.teacher, example)) if bank.card["live"] else None
-    spec = job.student if isinstance(job.student, str) else lambda classes: judge.network(job.student, classes)
-    return Distiller(bank, spec, plan, setup.protocol, setup.fitness, setup.device, live)
-
-
-def _work(judge: Judge, job: StudentJob) -> Job:
-    """With the recipe of distillation, or on labels alone."""
-    distilled = job.tier == "distill"
-    return Job(judge.setup.loss if distilled else None, job.seeds, None if distilled else 1.0, job.split, job.key)
+    distiller, work = judge.prepared(job)
+    return distiller.fit(work, job.seeds[0])[0].eval()

@@ -15,7 +15,7 @@ from pathlib import Path
 from evokd.checkpoint import write_whole
 from evokd.errors import EvokdError
 from evokd.evaluate.students import StudentJob
-from evokd.finals import Entry, Row, interval
+from evokd.finals import Entry, Row, row_of
 from evokd.genome.codec import to_names
 from evokd.genome.individual import Individual, rank
 from evokd.journal import Journal
@@ -81,7 +81,10 @@ def final_rows(
     say(f"finals: {problem.config.finals} fresh seeds a row, told on test")
     values = {row: _measured(problem, row, student, tier, journal) for row, (student, tier, _) in entries.items()}
     gammas = {row: 1.0 if tier == "train" else None for row, (_, tier, _) in entries.items()}
-    return [_row(Entry(row, told, gammas[row]), values[row], values[REFERENCE]) for row, (_, _, told) in entries.items()]
+    return [
+        row_of(Entry(row, told, gammas[row]), values[row], values[REFERENCE] if row != REFERENCE else None)
+        for row, (_, _, told) in entries.items()
+    ]
 
 
 def _measured(problem: StudentProblem, row: str, student: tuple[str, ...] | str, tier: str, journal: Journal) -> list[float]:
@@ -93,11 +96,6 @@ def _measured(problem: StudentProblem, row: str, student: tuple[str, ...] | str,
         told = found[-1] if math.isfinite(found[-1]) else None
         journal.write("final", row=row, seed=seed, status=outcome.status.value, accuracy=told)
     return found
-
-
-def _row(entry: Entry, values: Sequence[float], base: Sequence[float]) -> Row:
-    pairs = [v - b for v, b in zip(values, base, strict=True) if math.isfinite(v - b)] if values is not base else []
-    return Row(entry, tuple(v for v in values if math.isfinite(v)), interval(pairs) if len(pairs) > 1 else None)
 
 
 def write_student_front(folder: Path, problem: StudentProblem, individuals: Sequence[Individual]) -> list[tuple[int, float, str]]:

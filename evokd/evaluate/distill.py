@@ -96,6 +96,15 @@ class Distiller:
         Raises:
             DivergedError: if the loss or the student is not finite.
         """
+        network, curve = self.fit(job, seed)
+        return self.examine(network, job.split), curve
+
+    def fit(self, job: Job, seed: int) -> tuple[nn.Module, list[tuple[int, float, float]]]:
+        """(trained student, its curve).
+
+        Raises:
+            DivergedError: if the loss is not finite.
+        """
         network = self.build(seed)
         gamma = self.protocol.gamma if job.gamma is None else job.gamma
         with ExitStack() as stack:
@@ -103,7 +112,7 @@ class Distiller:
             live = stack.enter_context(Tapped(*self.teacher)) if self.teacher else None
             loss = self.compiled(job, tapped, live, seed)
             curve = self.optimise(network, tapped, live, loss, gamma, job, seed)
-        return self.examine(network, job.split), curve
+        return network, curve
 
     def build(self, seed: int) -> nn.Module:
         card = self.bank.card

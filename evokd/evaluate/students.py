@@ -85,6 +85,11 @@ class Judge:
 
     def train(self, job: StudentJob) -> Outcome:
         """A short training with the protocol, distilled or on labels alone."""
+        distiller, work = self.prepared(job)
+        return distiller(work)
+
+    def prepared(self, job: StudentJob) -> tuple[Distiller, Job]:
+        """What trains a job's student, and the work as it takes it: with the recipe of distillation, or on labels alone."""
         setup = self.setup
         spec = job.student if isinstance(job.student, str) else lambda classes: self.network(job.student, classes)
         example = self.bank.normalised(self.bank.images["train"][:2])
@@ -92,7 +97,7 @@ class Judge:
         live = (self.teacher, plan_taps(self.teacher, example)) if self.bank.card["live"] else None
         distiller = Distiller(self.bank, spec, plan, setup.protocol, setup.fitness, setup.device, live)
         distilled = job.tier == "distill"
-        return distiller(Job(setup.loss if distilled else None, job.seeds, None if distilled else 1.0, job.split, job.key))
+        return distiller, Job(setup.loss if distilled else None, job.seeds, None if distilled else 1.0, job.split, job.key)
 
     def score(self, job: StudentJob) -> Outcome:
         """The score's mean over the seeds, higher being better; the student is never trained."""

@@ -22,19 +22,28 @@ def read_student_space(name_or_file: str) -> StudentSpace:
     Raises:
         EvokdError: no such space, broken TOML, an unknown language or option, an option's value that the language refuses.
     """
+    return space_from(*read_definition(name_or_file))
+
+
+def read_definition(name_or_file: str) -> tuple[dict, str]:
+    """What the file of a space says, and its path.
+
+    Raises:
+        EvokdError: no such space, or broken TOML.
+    """
     shipped = [root / "student" / f"{name_or_file}.toml" for root in ROOTS]
     path = next((p for p in [*shipped, Path(name_or_file)] if p.is_file()), None)
     if path is None:
         known = space_names("student")
         raise EvokdError("--space", "a space's name or an existing file", repr(name_or_file), closest(name_or_file, known))
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8")), str(path)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EvokdError(str(path), "TOML", str(error)[:80]) from None
-    return _checked(raw, str(path))
 
 
-def _checked(raw: dict, where: str) -> StudentSpace:
+def space_from(raw: dict, where: str) -> StudentSpace:
+    """The space of a definition, which `where` names in errors."""
     if raw.get("task") != "student":
         raise EvokdError(f"{where}, task", "'student'", repr(raw.get("task"))[:60])
     if raw.get("language") not in tuple(LANGUAGES):
