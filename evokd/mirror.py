@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
 from evokd.folder import commit
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from evokd.finals import Row
     from evokd.problem import Problem
     from evokd.run import Search
+
+NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 @final
@@ -92,20 +96,21 @@ class Mirror:
         name = f"g{i.generation:03d}-i{i.id:04d}"
         self.tracker.child(name, {"expression": text}, tags, figures, outcome.metrics.get("curve", []))
 
-    def finish(self, rows: Sequence[Row], files: Sequence[Path]) -> None:
-        """Finalists as children, files as artifacts, and the end."""
+    def finish(self, rows: Sequence[Row], files: Sequence[Path], figures: Mapping[str, float] = NOTHING) -> None:
+        """Finalists as children, files as artifacts, figures of the winner, and the end."""
         if self.tracker is None:
             return
         for row in rows:
             tags = {"evokd.kind": "final", "evokd.expression": str(row.entry.text), "evokd.gamma": str(row.entry.gamma)}
-            figures = {"test_accuracy": row.mean, "test_half_width": row.half}
+            told = {"test_accuracy": row.mean, "test_half_width": row.half}
             if row.difference:
-                figures |= dict(zip(("against_kd", "against_kd_low", "against_kd_high"), row.difference, strict=True))
-            self.tracker.child(f"final: {row.entry.name}", {}, tags, figures, [])
+                told |= dict(zip(("against_kd", "against_kd_low", "against_kd_high"), row.difference, strict=True))
+            finite = {name: value for name, value in told.items() if math.isfinite(value)}  # a single value has no interval
+            self.tracker.child(f"final: {row.entry.name}", {}, tags, finite, [])
         for path in files:
             self.tracker.files([path], "best" if path.parent.name == "best" else None)
-        figures = {"test_accuracy": rows[0].mean} if rows else {}
-        self.tracker.finish("FINISHED", figures, {"evokd.state": "finished"})
+        accuracy = {"test_accuracy": rows[0].mean} if rows else {}
+        self.tracker.finish("FINISHED", accuracy | dict(figures), {"evokd.state": "finished"})
 
     @contextmanager
     def until_the_end(self, on_interrupt: Callable[[], None]) -> Iterator[None]:

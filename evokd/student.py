@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,14 +19,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from evokd.checkpoint import write_state, write_whole
-from evokd.config import StudentConfig, resumed_config
+from evokd.config import StudentConfig, make_config, resumed_config
 from evokd.errors import EvokdError, unknown
 from evokd.evaluate.distill import DivergedError
 from evokd.evaluate.students import StudentJob
 from evokd.finals import Entry, Row
 from evokd.folder import new_folder
 from evokd.genome.codec import to_names
-from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, Outcome, Status
 from evokd.journal import Journal, read_events, read_outcome
 from evokd.mirror import Mirror
@@ -41,17 +40,16 @@ from evokd.search.front import FrontEvolution
 from evokd.search.random import RandomSearch
 from evokd.student_export import TrainedStudent, export_architecture, export_student, own_judge, train_final
 from evokd.student_finals import TIERS, choose, final_rows, luck, text_of, write_student_front
-from evokd.student_problem import StudentProblem, open_student_problem
+from evokd.student_problem import StudentProblem, beside_human, open_student_problem
 from evokd.students.cost import Limited
-from evokd.students.space import Cost
 from evokd.tabular_search import open_table_problem, table_rows, told_rows
 
-CONTROLLERS: dict[str, Callable[[Grammar, int], Controller]] = {
-    "evolution": lambda grammar, size: Evolution(grammar, size),
-    "random": lambda grammar, size: RandomSearch(grammar),
-    "diswot": lambda grammar, size: DiswotEvolution(grammar),
-    "ageing": lambda grammar, size: AgeingEvolution(grammar, 10, 3),
-    "nsga2": lambda grammar, size: FrontEvolution(grammar, size, ["parameters", "macs"]),
+CONTROLLERS: dict[str, Callable[[StudentProblem], Controller]] = {
+    "evolution": lambda problem: Evolution(problem.grammar, problem.config.population),
+    "random": lambda problem: RandomSearch(problem.grammar),
+    "diswot": lambda problem: DiswotEvolution(problem.grammar),
+    "ageing": lambda problem: AgeingEvolution(problem.grammar, 10, 3),
+    "nsga2": lambda problem: FrontEvolution(problem.grammar, problem.config.population, problem.costs),
 }
 ROW_NAMES = {"evolution": "evolved", "random": "random search"}
 
@@ -80,16 +78,16 @@ def student_search(problem: StudentProblem) -> Search:
 
     def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
         for outcome, individual in zip(problem.executor.map([problem.job(i, tier, seeds) for i in batch]), batch, strict=True):
-            yield replace(outcome, metrics=outcome.metrics | scores.get(individual.id, {}) | _figures(problem.cost(individual)))
+            yield replace(outcome, metrics=outcome.metrics | scores.get(individual.id, {}) | problem.figures(individual))
 
     def screen(batch: Sequence[Individual]) -> None:
         for individual, outcome in zip(batch, problem.executor.map([problem.job(i, "score", seeds) for i in batch]), strict=True):
             scores[individual.id] = outcome.metrics
             if outcome.fitness is None:
-                individual.settle(replace(outcome, status=Status.REJECTED, metrics=_figures(problem.cost(individual))))
+                individual.settle(replace(outcome, status=Status.REJECTED, metrics=problem.figures(individual)))
         _promote([i for i in batch if i.outcome is None], scores, search.budget.through, problem)
 
-    controller = Within(CONTROLLERS[config.controller](problem.grammar, config.population), problem.within)
+    controller = Within(CONTROLLERS[config.controller](problem), problem.within)
     share = config.promote if config.evaluator == "cascade" else 1.0
     budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds, share)
     search = Search(config.controller, problem.grammar, controller, lambda tree: "", evaluate, budget, config.seed)
@@ -108,7 +106,7 @@ def _promote(
     order = sorted(batch, key=lambda i: (-scores[i.id]["score"], i.id))
     for place, individual in list(enumerate(order, 1))[through(len(order)) :]:
         reason = f"score: place {place} of {len(order)} by {problem.config.score}"
-        metrics = scores[individual.id] | _figures(problem.cost(individual))
+        metrics = scores[individual.id] | problem.figures(individual)
         individual.settle(Outcome(Status.REJECTED, metrics=metrics, reason=reason))
 
 
@@ -118,10 +116,6 @@ def random_students(problem: StudentProblem, count: int) -> list[Individual]:
     luck = Search("luck", problem.grammar, controller, lambda tree: "", iter, Budget(1, count), problem.config.seed)
     luck.identity = problem.space.key
     return luck.propose(count)[0]
-
-
-def _figures(cost: Cost) -> dict[str, float]:
-    return {name: float(value) for name, value in asdict(cost).items()}
 
 
 @dataclass(frozen=True)
@@ -141,13 +135,33 @@ class StudentResult:
     rows: list[Row]
 
 
-def run(config: StudentConfig, terminal: Terminal, *, folder: Path | None = None, download: bool = False) -> StudentResult:
-    """One search for a student in its folder; with `folder` the run there goes on."""
+def evolve_student(teacher=None, data=None, *, quiet: bool = True, **config: Any) -> StudentResult:
+    """The search of `python -m evokd.evolve student`, from a notebook.
+
+    Args:
+        teacher: a name, a file, or an `nn.Module` that maps (N,C,H,W) to logits (N,K).
+        data: a name, a path, or a `Data` value.
+        quiet: say nothing.
+        **config: any field of `StudentConfig`; `protocol` as a dict.
+
+    Raises:
+        EvokdError: whatever the command line would refuse.
+    """
+    named = {name: value for name, value in {"teacher": teacher, "data": data}.items() if value is not None}
+    objects = {name: value for name, value in named.items() if not isinstance(value, str)}
+    values = {name: value if isinstance(value, str) else type(value).__name__ for name, value in named.items()}
+    return run(make_config({"task": "student", **values, **config}), Terminal(quiet=quiet), **objects)
+
+
+def run(
+    config: StudentConfig, terminal: Terminal, *, folder: Path | None = None, download: bool = False, **objects: Any
+) -> StudentResult:
+    """One search for a student in its folder; see `evolve_student`. With `folder` the run there goes on."""
     if config.controller not in CONTROLLERS:
         raise unknown("--controller", "a controller", config.controller, CONTROLLERS)
     events = read_events(folder) if folder else None
     tabular = config.evaluator == "tabular"
-    problem = open_table_problem(config) if tabular else open_student_problem(config, terminal.status, download)
+    problem = open_table_problem(config) if tabular else open_student_problem(config, terminal.status, download, **objects)
     try:
         text = f'task = "student"\nspace = {json.dumps(config.space)}\n'
         folder = folder or new_folder(config, problem.card["data"], text)
@@ -204,14 +218,19 @@ class _Session:
         self.search.run()
         best = choose(self.problem, self.search.individuals, self.journal, self.terminal.status)
         rows, table = self.finals(best)
-        files = self.export(best, rows)
+        files, figures = self.export(best, rows)
         entry = Entry(str(best.id), text_of(self.problem, best), fitness=best.outcome.fitness)
         front = write_student_front(self.folder, self.problem, self.search.individuals)
         files += [self.report(entry, best, rows, table), self.folder / "front.csv"]
         self.journal.write("end", best=entry.text)
-        self.mirror.finish(rows, [*files, self.journal.path])
+        self.mirror.finish(rows, [*files, self.journal.path], figures)
         names = " ".join(path.name for path in files if path.parent.name == "best")
-        hints = [*table, *([""] if table else []), f"{self.folder / 'best'}: {names}   {self.folder / 'report.html'}"]
+        speed = (
+            ["latency {latency_ms:.2f} ms, {latency_ratio:.2f} × the human-designed student's".format(**figures)]
+            if figures
+            else []
+        )
+        hints = [*table, *speed, *([""] if table else []), f"{self.folder / 'best'}: {names}   {self.folder / 'report.html'}"]
         self.terminal.closing(self.search, entry, [] if table else rows, hints, self.mirror.command)
         return StudentResult(entry.text, front, self.folder, rows)
 
@@ -243,21 +262,21 @@ class _Session:
         write_state(self.folder / "state.json", {"version": 1, "seed": self.config.seed, **told})
         self.mirror.generation(self.search, summary)
 
-    def export(self, best: Individual, rows: Sequence[Row]) -> list[Path]:
-        """The winner as the finals trained it with their first seed; from a table, its architecture alone."""
+    def export(self, best: Individual, rows: Sequence[Row]) -> tuple[list[Path], dict[str, float]]:
+        """(files, measured figures) of the winner as the finals trained it with their first seed; from a table, its architecture alone."""
         space, folder, config, problem = self.problem.space, self.folder / "best", self.config, self.problem
         genome, about = space.genome(best), {"test": [{"row": r.entry.name, "mean": r.mean, "half": r.half} for r in rows]}
         if problem.table:
             shape = problem.images[1], *problem.images[2:] * 2
-            return export_architecture(folder, config.space, genome, problem.images[0], shape, about)
+            return export_architecture(folder, config.space, genome, problem.images[0], shape, about), {}
         self.terminal.status("export: the winner once more")
         seed, judge = evaluation_seeds(config.seed, "final", config.finals)[0], own_judge(problem.executor)
         try:
             network = train_final(judge, StudentJob(tuple(to_names(best)), "distill", (seed,), "test"))
         except DivergedError:
-            return export_architecture(folder, config.space, genome, problem.data.classes, problem.data.shape, about)
+            return export_architecture(folder, config.space, genome, problem.data.classes, problem.data.shape, about), {}
         data, teacher = problem.data, problem.teacher
         student = TrainedStudent(network, config.space, genome, data.classes, data.shape, teacher.mean, teacher.std)
-        return export_student(
-            folder, student, judge.bank.normalised(judge.bank.images["validation"][:32]), about | {"seed": seed}
-        )
+        images = judge.bank.normalised(judge.bank.images["validation"][:32])
+        figures = beside_human(problem, best, network, images[:1])
+        return export_student(folder, student, images, about | {"seed": seed} | figures), figures

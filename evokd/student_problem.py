@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from evokd.config import StudentConfig
 from evokd.data import Data, read_data
@@ -34,8 +35,8 @@ from evokd.models.zoo import build, parameters
 from evokd.problem import check_writable, count_workers, pick_device, transfer_set
 from evokd.scores import SCORES
 from evokd.students import read_student_space
-from evokd.students.cost import Limited, Limits, limited
-from evokd.students.space import Cost, StudentSpace
+from evokd.students.cost import Limited, Limits, latency, limited
+from evokd.students.space import Cost, Genome, StudentSpace
 
 if TYPE_CHECKING:
     from evokd.tabular_search import Published
@@ -57,6 +58,7 @@ class StudentProblem:
         images: classes, channels and side, which costs depend on.
         about: the first line of a run.
         table: the judge of a search on a published table.
+        latency: genome → milliseconds on the device of the configuration, by the published table; None where none is named.
     """
 
     config: StudentConfig
@@ -70,6 +72,7 @@ class StudentProblem:
     images: tuple[int, int, int]
     about: str
     table: Published | None = None
+    latency: Callable[[Genome], float] | None = None
 
     @property
     def grammar(self) -> Grammar:
@@ -81,6 +84,17 @@ class StudentProblem:
 
     def cost(self, tree: Sequence) -> Cost:
         return self.space.cost(self.space.genome(tree), *self.images)
+
+    @property
+    def costs(self) -> list[str]:
+        """Figures of a student that are better small."""
+        return ["parameters", "latency_ms" if self.latency else "macs"]
+
+    def figures(self, tree: Sequence) -> dict[str, float]:
+        """What a student costs, by name; a dead one has no latency."""
+        found = {name: float(value) for name, value in asdict(self.cost(tree)).items()}
+        milliseconds = self.latency(self.space.genome(tree)) if self.latency else math.inf
+        return found | ({"latency_ms": milliseconds} if milliseconds < math.inf else {})
 
     def job(self, individual: Individual, tier: str, seeds: tuple[int, ...], split: str = "validation") -> StudentJob:
         return StudentJob(tuple(to_names(individual)), tier, seeds, split, content_key(self.space.key(individual)))
@@ -107,8 +121,18 @@ def _told_limits(config: StudentConfig) -> list[str]:
     return [f"{name} ≤ {value:,}" for name, value in limits.items() if value]
 
 
-def open_student_problem(config: StudentConfig, say: Callable[[str], None], download: bool = False) -> StudentProblem:
+def open_student_problem(
+    config: StudentConfig, say: Callable[[str], None], download: bool = False, *, teacher: nn.Module | None = None,
+    data: Data | None = None,
+) -> StudentProblem:  # fmt: skip
     """Data, teacher, space and limits checked; the teacher's outputs recorded.
+
+    Args:
+        config: the search.
+        say: progress line by line.
+        download: allow torchvision to fetch data.
+        teacher: instead of the one that the configuration names.
+        data: likewise.
 
     Raises:
         EvokdError: anything that cannot work, before a run folder exists.
@@ -116,12 +140,13 @@ def open_student_problem(config: StudentConfig, say: Callable[[str], None], down
     torch.set_num_threads(1)
     score, space, recipe = read_score(config.score), read_student_space(config.space), read_loss(config.loss)
     check_writable(Path(config.out))
-    source = read_data(config.data, download)
+    source = data or read_data(config.data, download)
     data = transfer_set(source, config.protocol)
     images = data.classes, *data.shape[:2]
-    within = students_within(config, space, images)
+    within, milliseconds = students_within(config, space, images)
     device = pick_device(config.device)
-    teacher = load_teacher(config.teacher, source, Path(config.out) / "cache", config.teacher_epochs, say, device)
+    spec = config.teacher if teacher is None else teacher
+    teacher = load_teacher(spec, source, Path(config.out) / "cache", config.teacher_epochs, say, device)
     executor, key = _executor(config, data, teacher, (score, recipe), device, say)
     card = {
         "data": source.name, "classes": data.classes, "images": len(data.train), "labels": int((data.train.labels >= 0).sum()),
@@ -130,7 +155,7 @@ def open_student_problem(config: StudentConfig, say: Callable[[str], None], down
         "student": space.name, "student_parameters": config.max_params or 0,
     }  # fmt: skip
     about = f"evokd · {source.name} ({len(data.train)} images) · teacher {teacher.name} {teacher.accuracy:.1f} %"
-    return StudentProblem(config, space, within, teacher, data, executor, card, key, images, about)
+    return StudentProblem(config, space, within, teacher, data, executor, card, key, images, about, latency=milliseconds)
 
 
 def read_score(spec: str) -> str:
@@ -146,22 +171,34 @@ def read_score(spec: str) -> str:
     return spec
 
 
-def students_within(config: StudentConfig, space: StudentSpace, images: tuple[int, int, int]) -> Limited:
-    """The space within the limits of a configuration; latencies are the published table's.
+def students_within(
+    config: StudentConfig, space: StudentSpace, images: tuple[int, int, int]
+) -> tuple[Limited, Callable[[Genome], float] | None]:
+    """The space within the limits of a configuration, and the latencies of its device.
 
     Raises:
         EvokdError: limits that nothing meets, or a device that the table does not have.
     """
+    milliseconds = published_latency(config, space)
     limits = (value or math.inf for value in (config.max_params, config.max_macs, config.max_latency_ms))
-    if not config.max_latency_ms:
-        return limited(space, Limits(*limits), *images)
-    table = read_table(config.space, tables_folder(config))
+    return limited(space, Limits(*limits, config.latency_device or ""), *images, milliseconds), milliseconds
+
+
+def published_latency(config: StudentConfig, space: StudentSpace) -> Callable[[Genome], float] | None:
+    """Genome → milliseconds on the device that is named, by the published table; None if neither device nor limit is.
+
+    Raises:
+        EvokdError: a device that the table does not have, or a limit without a device.
+    """
     device = config.latency_device
+    if not (device or config.max_latency_ms):
+        return None
+    table = read_table(config.space, tables_folder(config))
     if device not in table.latencies:
         known = ", ".join(table.latencies) or "a table with latencies, which nas_bench_201 has"
         hint = closest(device, table.latencies) if device and table.latencies else ""
         raise EvokdError("--latency-device", known, repr(device) if device else "none", hint if hint.startswith("did") else "")
-    return limited(space, Limits(*limits, device), *images, lambda genome: table.latency(space.write(genome), device))
+    return lambda genome: table.latency(space.write(genome), device)
 
 
 def tables_folder(config: StudentConfig) -> Path:
@@ -200,3 +237,11 @@ def human_designed(problem: StudentProblem, size: int) -> str:
     shape = problem.images[:2]
     names = [f"resnet{depth}w{width}" for depth in (8, 14, 20) for width in range(2, 17)]
     return min(names, key=lambda name: abs(parameters(build(name, *shape, 0)) - size))
+
+
+def beside_human(problem: StudentProblem, tree: Sequence, network: nn.Module, image: Tensor) -> dict[str, float]:
+    """Measured latency of a student for one image (1,C,H,W), and its ratio to that of the human-designed student."""
+    human = human_designed(problem, problem.cost(tree).parameters)
+    reference = lambda: build(human, *problem.images[:2], 0)  # noqa: E731
+    found = latency({"student": lambda: network.cpu()}, reference, image.cpu())["student"]
+    return {"latency_ms": found.seconds * 1000, "latency_ratio": found.ratio}

@@ -100,13 +100,15 @@ def open_table_problem(config: StudentConfig) -> StudentProblem:
         raise EvokdError("--budget-seconds", "a table with times of training", config.space, "limit --budget-evals instead")
     figures = FIGURES[config.space]
     check_writable(Path(config.out))
-    within = students_within(config, space, figures.images)
+    within, latency = students_within(config, space, figures.images)
     published = Published(space, table, figures, config.budget_seconds or math.inf)
     card = {"data": figures.data, "teacher": "table", "student": space.name, "student_parameters": config.max_params or 0}
     clock = f" · {published.budget:,.0f} simulated seconds" if published.budget < math.inf else ""
     about = f"evokd · published table of {space.name}, fitness {figures.fitness}{clock}"
     key = content_key(f"{config.space}/{figures.fitness}/{len(table.rows)}")
-    return StudentProblem(config, space, within, None, None, Serial(published), card, key, figures.images, about, published)
+    return StudentProblem(
+        config, space, within, None, None, Serial(published), card, key, figures.images, about, published, latency
+    )
 
 
 def table_rows(problem: StudentProblem, search: Search, best: Individual, name: str) -> list[Row]:

@@ -2,29 +2,35 @@
 
 import csv
 import json
+import math
 import random
 import re
 import shutil
 import statistics
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
+from evokd import evolve_student
 from evokd.config import make_config, read_config
+from evokd.data import read_data
 from evokd.errors import EvokdError
 from evokd.evaluate.tabular import read_table
 from evokd.evolve import main
 from evokd.genome.grow import grow_tree, random_chooser
 from evokd.journal import individuals, read_events, without_clock
 from evokd.models.resnet import ResNet
+from evokd.models.zoo import build
 from evokd.report.terminal import Terminal
 from evokd.search.random import RandomSearch
 from evokd.student import CONTROLLERS, StudentResult, Within, random_students, resume, run
 from evokd.student_problem import open_student_problem, students_within
 from evokd.students import nas_bench_201, read_student_space
-from evokd.tabular_search import RUNS
+from evokd.tabular_search import RUNS, open_table_problem
 
 QUIET = Terminal(quiet=True)
 LIMIT = 4_000
@@ -216,7 +222,7 @@ def test_a_score_that_no_student_has_is_said_with_its_reason(small):
 
 def test_proposals_within_limits_are_mended_and_none_is_lost():
     space = read_student_space("digits")
-    within = students_within(make_config({"task": "student", "max_params": 3000}), space, (10, 1, 8))
+    within, _ = students_within(make_config({"task": "student", "max_params": 3000}), space, (10, 1, 8))
     controller, draw = Within(RandomSearch(space.grammar), within), random.Random(0)
     mended = [controller.ask(0, draw) for _ in range(200)]
     assert all(space.cost(space.genome(tree), 10, 1, 8).parameters <= 3000 for tree in mended)
@@ -315,6 +321,57 @@ def test_a_latency_of_the_table_limits_the_students(table, shared_data):
     fitting = [t for t in cells.rows if cells.latency(t, "pixel3") <= 3.0]
     assert cells.accuracy(best, "cifar10") == max(cells.accuracy(t, "cifar10") for t in fitting)
     assert not any(nas_bench_201.is_dead(nas_bench_201.read(text)) for text in texts)
+
+
+def test_latencies_of_a_device_are_journalled_and_are_what_nsga2_minimises(table, shared_data):
+    found = search(table, space="nas_bench_201", latency_device="pixel3", budget_seconds=3000.0, controller="nsga2")
+    cells, events = read_table("nas_bench_201", shared_data), list(individuals(read_events(found.run)))
+    dead = [e for e in events if nas_bench_201.is_dead(nas_bench_201.read(e["text"]))]
+    assert all(
+        e["metrics"]["latency_ms"] == cells.latency(e["text"], "pixel3") for e in events if e["status"] == "OK" and e not in dead
+    )
+    assert not any("latency_ms" in e["metrics"] for e in dead)
+    problem = open_table_problem(make_config(table | {"space": "nas_bench_201", "latency_device": "pixel3"}))
+    assert CONTROLLERS["nsga2"](problem).costs == ("parameters", "latency_ms")
+
+
+def test_a_notebook_gives_its_own_teacher_and_data(small):
+    teacher = build("resnet8w4", 10, 1, 0)
+    before = [p.clone() for p in teacher.parameters()]
+    own = {"teacher": teacher, "data": read_data("digits")}
+    found = evolve_student(**small | own | {"baselines": False, "generations": 1})
+    assert read_config(found.run / "config.toml").teacher == "ResNet"
+    assert found.best
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+
+
+def test_the_winner_is_timed_beside_the_human_designed_student(result):
+    card = json.loads((result.run / "best" / "student.json").read_text())
+    assert 0 < card["latency_ms"] < 10_000
+    assert 0 < card["latency_ratio"] < 100
+
+
+def test_mlflow_holds_score_parts_costs_and_finals_without_nan(small, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    search(small, tracking_uri=uri, generations=1, children="all", baselines=False)
+    client = mlflow.MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name LIKE 'student/%'")
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`evokd.kind` = 'search'")
+    assert parent.data.metrics["latency_ratio"] > 0
+    for child in client.search_runs([experiment.experiment_id], "tags.`evokd.kind` = 'individual'"):
+        assert child.data.metrics.keys() >= {"score", "diswot_semantic", "diswot_relation", "parameters", "macs"}
+        assert child.data.params["expression"]
+    assert len(client.search_runs([experiment.experiment_id], "tags.`evokd.kind` = 'final'")) == 4
+
+
+def test_mlflow_takes_a_search_on_a_table_whose_rows_are_single_figures(table, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    search(table, space="resnet_s0", tracking_uri=uri)
+    client = mlflow.MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name LIKE 'student/%'")
+    finals = client.search_runs([experiment.experiment_id], "tags.`evokd.kind` = 'final'")
+    assert len(finals) == 6
+    assert all(math.isfinite(value) for child in finals for value in child.data.metrics.values())
 
 
 # What is refused

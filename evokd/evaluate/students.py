@@ -12,15 +12,20 @@ from torch import nn
 from evokd.config import Protocol
 from evokd.evaluate.bank import Bank, open_bank
 from evokd.evaluate.distill import Distiller, Job
+from evokd.evaluate.fitness import mean_of
 from evokd.genome.individual import Outcome, Status
 from evokd.models.tapping import plan_taps
 from evokd.models.teachers import read_weights
 from evokd.models.zoo import build
-from evokd.scores import SCORES, Score, TeacherView, initialise, score_of_loss, view_teacher
+from evokd.scores import SCORES, Score, TeacherView, initialise, score_all, score_of_loss, view_teacher
 from evokd.streams import derive
 from evokd.students import read_student_space
 
 BATCH = 64  # images that a score sees
+PARTS = {  # of sums, told beside them; higher is better in all
+    "diswot": ("diswot_semantic", "diswot_relation"),
+    "diswot_paper": ("diswot_paper_semantic", "diswot_paper_relation"),
+}
 LOSS = "loss:"  # what follows is the text of a loss, which is then the score
 
 
@@ -103,22 +108,27 @@ class Judge:
         """The score's mean over the seeds, higher being better; the student is never trained."""
         start = time.perf_counter()
         try:
-            values = [self.scored(job, seed) for seed in job.seeds]
+            found = mean_of([self.scored(job, seed) for seed in job.seeds])
         except Exception as error:  # a network of a user's may raise anything; it concerns this candidate alone
             return Outcome(Status.CRASHED, reason=f"{type(error).__name__}: {error}"[:200], seconds=time.perf_counter() - start)
-        mean, seconds = sum(values) / len(values) * (1 if self.yardstick.higher_is_better else -1), time.perf_counter() - start
-        if not abs(mean) < float("inf"):
+        seconds = time.perf_counter() - start
+        if not abs(found["score"]) < float("inf"):
             return Outcome(Status.REJECTED, reason=f"score: {self.setup.score} finds it dead", seconds=seconds)
-        return Outcome(Status.OK, mean, {"score": mean}, seconds=seconds)
+        return Outcome(Status.OK, found["score"], found, seconds=seconds)
 
-    def scored(self, job: StudentJob, seed: int) -> float:
+    def scored(self, job: StudentJob, seed: int) -> dict[str, float]:
+        """The score, higher being better, and its parts by name, of one initialisation."""
         images = self.bank.normalised(self.bank.images["train"][:BATCH])
         labels = self.bank.labels["train"][:BATCH]
         if self._view is None and self.yardstick.needs_teacher:
             self._view = view_teacher(self.teacher, images, labels)
         student = initialise(self.network(job.student, self.bank.card["classes"]), self.setup.init, derive(seed, job.key))
         draw = torch.Generator().manual_seed(derive(seed, "score", job.key))
-        return float(self.yardstick.fn(student.to(self.setup.device), self._view, images, labels, draw))
+        batch = (student.to(self.setup.device), self._view, images, labels, draw)
+        if self.setup.score not in PARTS:
+            return {"score": float(self.yardstick.fn(*batch)) * (1 if self.yardstick.higher_is_better else -1)}
+        found = score_all((self.setup.score, *PARTS[self.setup.score]), *batch)
+        return {"score": found.pop(self.setup.score)} | found
 
 
 def find_score(name: str) -> Score:

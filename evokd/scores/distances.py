@@ -28,8 +28,8 @@ def score_of_loss(text: str, source: str = "") -> Score:
 
     def measure(case: Case) -> float:
         student, teacher = case.taps, case.teacher.taps
-        loss = compile_loss(tree, student, teacher, derive(case.seed, text))
-        return -loss(student, teacher, case.labels, generator=case.draw(text)).item()
+        loss = compile_loss(tree, student, teacher, derive(case.seed, text)).to(case.images.device)
+        return -loss(student, teacher, case.labels, generator=case.draw(text, case.images.device)).item()
 
     return shared(measure, source or text, teacher=True)
 

@@ -131,9 +131,9 @@ class Case:
             raise EvokdError("score", f"a network with what {watch.__name__} looks at", "one without")
         return values
 
-    def draw(self, purpose: str) -> torch.Generator:
+    def draw(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator of the purpose's own, so that no score depends on which others are computed."""
-        return torch.Generator().manual_seed(derive(self.seed, purpose))
+        return torch.Generator(device).manual_seed(derive(self.seed, purpose))
 
 
 def _forward(case: Case) -> tuple[Taps, dict[Watch, list[Tensor]]]:

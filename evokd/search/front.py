@@ -32,11 +32,8 @@ class Point:
 
     def __init__(self, individual: Individual, costs: Sequence[str]) -> None:
         metrics = individual.outcome.metrics
-        for name in costs:
-            if name not in metrics:
-                raise unknown("costs", "a metric of the outcomes", name, metrics)
         self.individual = individual
-        self.fitness = Objectives(individual.fitness.values[0], [metrics[name] for name in costs])
+        self.fitness = Objectives(individual.fitness.values[0], [metrics.get(name, math.inf) for name in costs])
 
     @property
     def finite(self) -> bool:
@@ -48,8 +45,7 @@ class FrontEvolution:
     """Keeps μ of parents and children by non-domination, then by crowding distance; parents win binary tournaments by that order.
 
     Children are made as `evolution` makes them: a share grown afresh, a share by crossover, the rest by one mutation. A
-    generation of size μ is the published form. Failures never enter, nor does what has an infinite cost, as a dead cell's latency
-    is.
+    generation of size μ is the published form. Failures never enter, nor does what has no finite cost: a dead cell has no latency.
 
     Args:
         grammar: the language.
@@ -77,8 +73,13 @@ class FrontEvolution:
         return self.population[min(stream.randrange(len(self.population)) for _ in range(2))]
 
     def tell(self, individuals: Sequence[Individual]) -> None:
-        """Raises EvokdError for a cost that the outcomes do not have."""
-        told = [Point(i, self.costs) for i in (*self.population, *individuals) if i.ok]
+        """Raises EvokdError for a cost that none of the outcomes has."""
+        sound = [i for i in (*self.population, *individuals) if i.ok]
+        known = {name for i in sound for name in i.outcome.metrics}
+        for name in self.costs if sound else ():
+            if name not in known:
+                raise unknown("costs", "a metric of the outcomes", name, known)
+        told = [Point(i, self.costs) for i in sound]
         kept = tools.selNSGA2([point for point in told if point.finite], self.size)
         self.population = [point.individual for front in fronts(kept) for point in front]
 

@@ -34,7 +34,9 @@ def test_a_score_repeats_whatever_was_scored_before(judge_of, score):
     torch.rand(7)  # the global generator is nobody's business
     again = [judge(job(judge, text, "score")) for text in reversed(NAMES)]
     assert [o.fitness for o in first] == [o.fitness for o in reversed(again)]
-    assert all(o.metrics == {"score": o.fitness} for o in first)
+    assert all(o.metrics.pop("score") == o.fitness for o in first)
+    assert all(sum(o.metrics.values()) == pytest.approx(o.fitness) for o in first if o.metrics)  # the parts of a sum
+    assert bool(first[0].metrics) == (score == "diswot")
     assert first[0].fitness != first[1].fitness
 
 
