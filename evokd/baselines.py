@@ -17,11 +17,13 @@ from evokd.finals import Entry, choose, tune_kd
 from evokd.genome.individual import content_key
 from evokd.journal import Journal
 from evokd.run import Search, arm
+from evokd.rungs import Rung, price
 from evokd.search.random import RandomSearch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from evokd.config import Config
     from evokd.problem import Problem
     from evokd.report.terminal import Terminal
     from evokd.run import Budget
@@ -37,12 +39,19 @@ def baselines(problem: Problem, budget: Budget, terminal: Terminal) -> dict[str,
     repeats = config.protocol.repeats, config.confirm, config.confirm_repeats
 
     def tuned() -> list[Entry]:
-        terminal.status(f"tuning KD: {budget.total} trials")
-        return tune_kd(budget.total, problem.executor, SEED, *repeats)
+        trials = trials_of(problem.config, budget)
+        terminal.status(f"tuning KD: {trials} trials")
+        return tune_kd(trials, problem.executor, SEED, *repeats)
 
     kd = _cached(cache / "kd.json", tuned)
     best = _cached(cache / "random.json", lambda: _random_search(problem, budget, cache, terminal))
     return {"kd": kd[0], "random": best[0]}
+
+
+def trials_of(config: Config, budget: Budget) -> int:
+    """Full trainings that cost as much as a search's budget with its rungs and its tuning."""
+    rungs = [Rung(*rung) for rung in config.funnel.rungs]
+    return round(budget.total / config.funnel.share * price(rungs, config.protocol.repeats, config.funnel.tune))
 
 
 def _random_search(problem: Problem, budget: Budget, cache: Path, terminal: Terminal) -> list[Entry]:
@@ -59,7 +68,15 @@ def _random_search(problem: Problem, budget: Budget, cache: Path, terminal: Term
 def _key(problem: Problem, budget: Budget) -> str:
     config = problem.config
     parts = [problem.key, problem.card["student"], config.protocol.model_dump(), config.fitness, problem.space.hash]
-    parts += [budget.total, budget.size, config.confirm, config.confirm_repeats, version("evokd"), version("torch")]
+    parts += [
+        config.funnel.model_dump(),
+        budget.total,
+        budget.size,
+        config.confirm,
+        config.confirm_repeats,
+        version("evokd"),
+        version("torch"),
+    ]
     return content_key(json.dumps(parts))
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evokd.errors import EvokdError, closest
 
 # What may differ when a run goes on: how long it searches, where, and how it is watched.
 MAY_CHANGE = frozenset(
-    {"generations", "budget_evals", "budget_seconds", "finals", "workers", "device", "out", "tracking_uri", "children"}
+    {"generations", "budget_evals", "budget_seconds", "finals", "workers", "device", "out", "tracking_uri", "children", "cache"}
 )
+TABLES = ("protocol", "funnel")  # of the file
 
 
 class Protocol(BaseModel):
@@ -42,6 +44,34 @@ class Protocol(BaseModel):
     clip: float = Field(5.0, gt=0, description="gradient norm limit")
 
 
+class Funnel(BaseModel):
+    """What a candidate must pass before its full training, the same for every controller."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    gates: tuple[Literal["static", "probe", "copies", "descent"], ...] = ("static", "probe", "copies", "descent")
+    copies: float = Field(
+        1.25, ge=1, description="losses of one gradient direction are copies if their sizes differ by at most this factor"
+    )
+    rungs: tuple[tuple[float, int, float], ...] = Field(
+        (), description="short trainings: share of the steps, seeds, share that goes on"
+    )
+    tune: int = Field(0, ge=0, description="trials of CMA-ES on the numbers of every candidate that leaves the first rung")
+
+    @property
+    def share(self) -> float:
+        """Of the candidates that pass the gates, what is trained in full."""
+        return math.prod(keep for _, _, keep in self.rungs)
+
+    @field_validator("rungs")
+    @classmethod
+    def _in_range(cls, rungs: tuple) -> tuple:
+        for steps, seeds, keep in rungs:
+            if not (0 < steps <= 1 and seeds >= 1 and 0 < keep <= 1):
+                raise ValueError("[share of the steps in (0, 1], seeds ≥ 1, share that goes on in (0, 1]]")
+        return rungs
+
+
 class Config(BaseModel):
     """A search from end to end."""
 
@@ -56,7 +86,7 @@ class Config(BaseModel):
     teacher_taps: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
     controller: str = "evolution"
-    fitness: Literal["accuracy", "ce", "gap"] = "accuracy"
+    fitness: Literal["accuracy", "ce", "gap", "gap_printed"] = "accuracy"
     generations: int = Field(6, ge=1)
     population: int = Field(12, ge=2)
     budget_evals: int | None = Field(None, ge=1, description="stop after so many trainings")
@@ -75,7 +105,22 @@ class Config(BaseModel):
     out: str = "runs"
     tracking_uri: str | None = None
     children: Literal["elites", "all", "none"] = "elites"
+    islands: int = Field(1, ge=1, description="populations side by side, whose best move on in a ring every second generation")
+    alike: float | None = Field(
+        None, gt=0, le=1, description="niches: at most two survivors whose gradients have this cosine or more"
+    )
+    shrink_every: int | None = Field(
+        None, ge=1, description="generations after which the consistently worst operators are dropped"
+    )
+    cache: str | None = Field(None, description="folder of outcomes that runs share")
     protocol: Protocol = Protocol()
+    funnel: Funnel = Funnel()
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train(self) -> Config:
+        if any(steps == 1 and seeds >= self.protocol.repeats for steps, seeds, _ in self.funnel.rungs):
+            raise ValueError("rungs of the full length with fewer seeds than protocol.repeats")
+        return self
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over everything that makes it this search and no other."""
@@ -85,9 +130,15 @@ class Config(BaseModel):
     def to_toml(self) -> str:
         """The whole configuration as TOML; None is left out."""
         flat = self.model_dump(exclude_none=True)
-        protocol = flat.pop("protocol")
-        lines = [f"{name} = {_toml(value)}" for name, value in flat.items()]
-        return "\n".join([*lines, "", "[protocol]", *[f"{name} = {_toml(value)}" for name, value in protocol.items()], ""])
+        tables = {name: flat.pop(name) for name in TABLES}
+        lines = _lines(flat)
+        for name, table in tables.items():
+            lines += ["", f"[{name}]", *_lines(table)]
+        return "\n".join([*lines, ""])
+
+
+def _lines(table: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {_toml(value)}" for name, value in table.items()]
 
 
 def _toml(value: Any) -> str:
@@ -128,7 +179,7 @@ def make_config(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Con
     """
     task = str(values.get("task", "distiller"))
     preset = _preset(task, values)
-    merged: dict[str, Any] = {**preset, "task": task, "protocol": dict(preset.get("protocol", {}))}
+    merged: dict[str, Any] = {**preset, "task": task} | {name: dict(preset.get(name, {})) for name in TABLES}
     return _merged(merged, values, overrides)
 
 
@@ -162,9 +213,10 @@ def resumed_config(folder: Path, task: str, changes: Mapping[str, Any], override
 
 def _drift(old: Config, new: Config) -> Iterator[tuple[str, Any, Any]]:
     """(key, old, new) of every setting that would make it another search."""
-    for model, other, prefix in ((old, new, ""), (old.protocol, new.protocol, "protocol.")):
+    pairs = [(old, new, ""), *((getattr(old, name), getattr(new, name), f"{name}.") for name in TABLES)]
+    for model, other, prefix in pairs:
         for key in type(model).model_fields:
-            if key not in old.may_change | {"protocol"} and getattr(model, key) != getattr(other, key):
+            if key not in old.may_change.union(TABLES) and getattr(model, key) != getattr(other, key):
                 yield prefix + key, getattr(model, key), getattr(other, key)
 
 
@@ -175,8 +227,8 @@ def change_config(config: Config, values: Mapping[str, Any], overrides: Iterable
 
 def _merged(base: dict[str, Any], values: Mapping[str, Any], overrides: Iterable[str]) -> Config:
     for key, value in values.items():
-        if key == "protocol":
-            base["protocol"].update(value)
+        if key in TABLES:
+            base[key].update(value)
         else:
             base[key] = value
     model = MODELS.get(base["task"], Config)
@@ -220,7 +272,8 @@ def _explained(error: ValidationError, where: str = "") -> EvokdError:
     path = ".".join(map(str, first["loc"]))
     option = where or ("-s " + path if "." in path else "--" + path.replace("_", "-"))
     if first["type"] == "extra_forbidden":
-        known = list(Protocol.model_fields) if path.startswith("protocol.") else list(StudentConfig.model_fields)
+        tables = {"protocol": Protocol, "funnel": Funnel}
+        known = list(tables.get(path.partition(".")[0] if "." in path else "", StudentConfig).model_fields)
         return EvokdError(where or "-s", "a setting", repr(path), closest(path.rpartition(".")[2], known))
     message = first["msg"]
     for words in ("Input should be ", "Value error, "):

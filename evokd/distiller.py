@@ -15,28 +15,27 @@ from filelock import FileLock, Timeout
 from evokd.baselines import baselines
 from evokd.checkpoint import write_state, write_whole
 from evokd.config import Config, make_config, read_config, resumed_config
-from evokd.errors import EvokdError, unknown
+from evokd.controllers import check_controller, make_controller
+from evokd.errors import EvokdError
 from evokd.export import export_loss, read_loss
 from evokd.finals import PUBLISHED, Entry, Row, choose, final_rows
 from evokd.folder import new_folder, write_front
+from evokd.funnel import funnel_rows, passed, told_funnel
 from evokd.genome.codec import write_number
 from evokd.genome.individual import rank
 from evokd.journal import Journal, read_events, read_outcome
 from evokd.losses.language import parse_loss, tree_from_names
 from evokd.losses.own import load_operators
+from evokd.memory import kept_for_others
 from evokd.mirror import Mirror
 from evokd.problem import Problem, open_problem
 from evokd.report.page import formula_of, write_report
+from evokd.report.sizes import best_per_size, told
 from evokd.report.terminal import Terminal
 from evokd.run import Budget, arm, evaluation_seeds, replay
 from evokd.search.controller import Controller
-from evokd.search.evolution import Evolution, default_toolbox
-from evokd.search.random import RandomSearch
+from evokd.search.evolution import default_toolbox
 
-CONTROLLERS: dict[str, Callable[[Problem, Sequence[list], Callable], Controller]] = {
-    "evolution": lambda problem, seeds, toolbox: Evolution(problem.grammar, problem.config.population, seeds, toolbox),
-    "random": lambda problem, seeds, toolbox: RandomSearch(problem.grammar),
-}
 ROW_NAMES = {"evolution": "evolved", "random": "random search"}
 TUNED, PLAIN = "KD, tuned with as many trials", "plain, equal steps"
 AS_PUBLISHED = f"KD (τ={write_number(PUBLISHED[2])}), as published"
@@ -116,8 +115,7 @@ def run(
     **objects,
 ) -> Result:
     """One search in its folder; see `evolve_distiller`. With `folder` the run there goes on."""
-    if config.controller not in CONTROLLERS:
-        raise unknown("--controller", "a controller", config.controller, CONTROLLERS)
+    check_controller(config)
     load_operators(config.operators)
     seeds = [read_loss(spec, "--seed-with") for spec in config.seed_with]
     events = read_events(folder) if folder else None
@@ -125,7 +123,8 @@ def run(
     try:
         folder = folder or new_folder(config, problem.card["data"], problem.space.text)
         with FileLock(folder / ".lock", timeout=0):
-            controller = CONTROLLERS[config.controller](problem, seeds, toolbox)
+            problem.executor = kept_for_others(problem, terminal.warn)
+            controller = make_controller(problem, seeds, toolbox)
             return _Session(problem, controller, folder, terminal, events, own=evaluate is not None).run()
     except Timeout:
         raise EvokdError(str(folder), "a run that no other process writes", "a locked one", "wait for it, or stop it") from None
@@ -142,13 +141,16 @@ class _Session:
     ) -> None:
         self.problem, self.config, self.folder, self.terminal, self.own = problem, problem.config, folder, terminal, own
         self.start, config = time.perf_counter(), problem.config
-        self.budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds)
+        limits = config.generations, config.population, config.budget_evals, config.budget_seconds
+        self.budget = Budget(*limits, config.funnel.share)
         self.search = arm(problem, config.controller, controller, self.budget, config.seed)
+        kept: list[dict] = []
         if events is not None:
             kept = replay(self.search, events, tree_from_names, read_outcome)
+            self.search.gate.recall(i for i in self.search.individuals if passed(i.outcome))
             write_whole(folder / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
         self.journal = self.search.journal = Journal(folder)
-        self.fresh = not self.search.individuals
+        self.fresh, self.shrinks = not self.search.individuals, sum(e["event"] == "shrink" for e in kept)
         self.mirror = Mirror(problem, folder, terminal.warn)
 
     def run(self) -> Result:
@@ -165,6 +167,7 @@ class _Session:
             about = {"config": self.config.hash(), "space": self.problem.space.hash, "problem": self.problem.key}
             self.journal.write("start", version=1, **about, seed=self.config.seed)
         self.search.notice = self.notice
+        self.tell_shrinkage()
         self.search.run()
         chosen, simplest = self.choice()
         rows = [] if self.own else self.finals(chosen, simplest, self.baselines())
@@ -178,8 +181,15 @@ class _Session:
         ]
         self.journal.write("end", best=chosen[0].text)
         self.mirror.finish(rows, [*files, self.journal.path])
-        self.terminal.closing(self.search, chosen[0], rows, self.hints(), self.mirror.command)
+        self.terminal.closing(self.search, chosen[0], rows, [*self.tables(chosen[0]), *self.hints()], self.mirror.command)
         return Result(chosen[0].text, front, self.folder, rows)
+
+    def tables(self, best: Entry) -> list[str]:
+        """The funnel of the whole run, and the best loss of every size."""
+        sizes = best_per_size(
+            self.search.individuals, self.search.grammar.write, self.config.fitness == "accuracy", best.error or 0.0
+        )
+        return [*told_funnel(funnel_rows(self.search.history)), "", *told(sizes), ""]
 
     def hints(self) -> list[str]:
         """Where the results lie, and how to read them."""
@@ -206,6 +216,16 @@ class _Session:
         told = {k: summary[k] for k in ("generation", "evaluations", "best", "best_id")}
         write_state(self.folder / "state.json", {"version": 1, "seed": self.config.seed, **told})
         self.mirror.generation(self.search, summary)
+        self.tell_shrinkage()
+
+    def tell_shrinkage(self) -> None:
+        """What the controller has dropped from its space since it was last told; a resumed run tells what was cut off."""
+        for generation, evidence in getattr(self.search.controller, "dropped", [])[self.shrinks :]:
+            self.shrinks += 1
+            self.journal.write("shrink", generation=generation, dropped=[asdict(e) for e in evidence])
+            self.terminal.say(
+                "     space without " + ", ".join(f"{e.name} (mean rank {e.rank:.2f}, p {e.p:.2g})" for e in evidence)
+            )
 
     def choice(self) -> tuple[list[Entry], Entry]:
         """The best after confirmation, and the simplest within one standard error of it."""

@@ -32,8 +32,13 @@ def parser() -> argparse.ArgumentParser:
     pair.add_argument("--student-taps", metavar="PATH,…", help="module paths of the student's stages, last stage last")
     search = distiller.add_argument_group("the search")
     search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved")
-    search.add_argument("--controller", metavar="NAME", help="evolution or random")
-    search.add_argument("--fitness", metavar="NAME", help="accuracy, ce or gap (KD-Zero's equation 2, corrected), on validation")
+    search.add_argument("--controller", metavar="NAME", help="evolution, random or nsga2 (fitness against size)")
+    search.add_argument(
+        "--fitness", metavar="NAME", help="on validation: accuracy, ce, or KD-Zero's equation 2: gap (corrected), gap_printed"
+    )
+    search.add_argument("--islands", type=int, metavar="N", help="populations side by side, with migration in a ring")
+    search.add_argument("--shrink-every", type=int, metavar="N", help="drop the consistently worst operators every N generations")
+    search.add_argument("--cache", metavar="DIR", help="reuse outcomes of other runs; counted budgets stay as they are")
     search.add_argument("--generations", type=int, metavar="N")
     search.add_argument("--population", type=int, metavar="N", help="candidates trained in a generation, and parents kept")
     search.add_argument("--budget-evals", type=int, metavar="N", help="stop after N trainings")
@@ -87,6 +92,7 @@ def _student_options(tasks) -> None:
         help="stop after the generation in which S seconds are spent; simulated ones with a table",
     )
     search.add_argument("--seed", type=int, metavar="N")
+    search.add_argument("--cache", metavar="DIR", help="reuse outcomes of other runs; counted budgets stay as they are")
     _run_options(student, "-s promote=0.5")
 
 

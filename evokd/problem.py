@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -17,14 +18,18 @@ from evokd.config import Config, Protocol
 from evokd.data import Data, read_data
 from evokd.errors import EvokdError
 from evokd.evaluate.bank import assemble, bank_key, open_bank, write_bank
+from evokd.evaluate.descent import descent
 from evokd.evaluate.distill import Distiller, Job, open_distiller
-from evokd.evaluate.gates import probe
+from evokd.evaluate.fingerprint import Copies, Fingerprint, cosine, fingerprint, halves
+from evokd.evaluate.gates import probe, static
 from evokd.evaluate.own import OwnTraining
 from evokd.executor import Serial, Workers
+from evokd.funnel import Funnel
 from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, content_key
 from evokd.losses.growth import loss_grammar
+from evokd.losses.language import tree_from_names
 from evokd.losses.own import load_operators
 from evokd.losses.program import compile_loss
 from evokd.losses.taps import Taps
@@ -50,6 +55,7 @@ class Problem:
         table: rows (position, student, teacher) for the start of the run.
         card: figures of the pair for reports and tracking.
         key: content hash of pair, data and protocol.
+        closed: why outcomes cannot be kept for other runs; empty if they can.
     """
 
     config: Config
@@ -60,6 +66,7 @@ class Problem:
     table: list[tuple[str, str, str]]
     card: dict
     key: str
+    closed: str = ""
 
     @property
     def space_hash(self) -> str:
@@ -82,13 +89,42 @@ class Problem:
             f"{config.population}, at most {evaluations} trainings of {config.protocol.steps} steps · run {folder}",
         ]
 
-    def gate(self, tree: list) -> str:
-        """Reason to refuse a candidate, or an empty text."""
-        return probe(tree, *self.examples)
+    @cached_property
+    def batches(self) -> list:
+        """What fingerprints are taken on."""
+        return halves(*self.examples)
 
-    def job(self, individual: Individual, seeds: tuple[int, ...]) -> Job:
+    @property
+    def grammar_positions(self) -> list[str]:
+        """Positions that losses may read."""
+        return [row[0] for row in self.table]
+
+    def similarity(self, first: Individual, second: Individual) -> float | None:
+        """Cosine of two losses' gradients; None where one draws at random."""
+        a, b = (self.prints(tuple(to_names(tree))) for tree in (first, second))
+        return None if a is None or b is None else cosine(a, b)
+
+    @cached_property
+    def prints(self) -> Callable[[tuple[str, ...]], Fingerprint | None]:
+        """Node names → fingerprint, remembered."""
+        return cache(lambda names: fingerprint(tree_from_names(names), self.batches))
+
+    def funnel(self) -> Funnel:
+        """The gates that the configuration names, cheapest first; each search has a memory of its own."""
+        wanted, gamma = self.config.funnel.gates, self.config.protocol.gamma
+        copies = Copies(self.batches, self.config.funnel.copies)
+        gates = {
+            "static": lambda tree: static(tree, *self.examples),
+            "probe": lambda tree: probe(tree, *self.examples),
+            "copies": copies.copy_of,
+            "descent": lambda tree: descent(tree, *self.examples, gamma),
+        }
+        admitted = (lambda tree: copies.remember(tree, self.grammar.write(tree))) if "copies" in wanted else (lambda tree: None)
+        return Funnel({name: gate for name, gate in gates.items() if name in wanted}, admitted)
+
+    def job(self, individual: Individual, seeds: tuple[int, ...], steps: float = 1.0) -> Job:
         """The evaluation of a candidate on validation."""
-        return Job(tuple(to_names(individual)), seeds, key=content_key(self.grammar.write(individual)))
+        return Job(tuple(to_names(individual)), seeds, key=content_key(self.grammar.write(individual)), steps=steps)
 
 
 @dataclass(frozen=True)
@@ -153,7 +189,16 @@ def open_problem(
     executor = Serial(OwnTraining(evaluate, examples)) if evaluate else _executor(config, pair, folder)
     key = content_key(json.dumps([key, weights_key(pair.network), pair.plans[0].features, *([own] if own else [])]))
     table = [row for row in tap_table(*pair.taps, *pair.plans) if row[0] in used or row[0] != "teacher_head"]
-    return Problem(config, space, grammar, executor, examples, table, _card(pair), key)
+    return Problem(config, space, grammar, executor, examples, table, _card(pair), key, _closed(pair, evaluate))
+
+
+def _closed(pair: Pair, evaluate: Callable | None) -> str:
+    """Users' code has no content hash, so that its outcomes must not be taken for those of another run."""
+    if evaluate:
+        return "training of one's own"
+    if callable(pair.student) or ".py:" in pair.student:
+        return "a student of one's own code"
+    return "a teacher without a weights file" if pair.teacher.path is None else ""
 
 
 def _used(pair: Pair, grammar: Grammar, seeds: Sequence[list]) -> list[str]:

@@ -6,13 +6,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, Outcome, Status, content_key, rank
 from evokd.journal import Journal
+from evokd.rungs import Halving, Rung, Training
 from evokd.search.controller import Controller
+from evokd.search.leaves import tune
 from evokd.streams import derive, stream
 
 if TYPE_CHECKING:
@@ -63,7 +65,9 @@ class Search:
         recorded: key → outcome, from the torn generation of a run that is resumed.
         identity: text that is the same for candidates of one meaning; the written form if None.
         screen: looks at a generation's sound candidates together and settles those that shall not be evaluated.
+        ledger: what gates and screen did since it was last called, as plain data.
         notice: called with a summary after each generation, and with None after each candidate.
+        history: the summaries of all generations.
     """
 
     name: str
@@ -76,10 +80,12 @@ class Search:
     journal: Journal | None = None
     recorded: dict[str, Outcome] = field(default_factory=dict)
     screen: Callable[[Sequence[Individual]], None] = lambda batch: None
+    ledger: Callable[[], dict] = dict
     identity: Callable[[Individual], str] | None = None
     notice: Callable[[dict | None], None] = lambda summary: None
     individuals: list[Individual] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
+    history: list[dict] = field(default_factory=list)
     generation: int = 0
     clock: float = 0.0
 
@@ -155,9 +161,10 @@ class Search:
         self.clock += seconds
         summary = summarise(self.individuals, self.generation) | counts
         summary["cache_hits"] = counts["proposed"] - counts["new"]
-        summary |= {"trained": trained, "evaluations": self.trained, "seconds": round(seconds, 3)}
+        summary |= {"trained": trained, "evaluations": self.trained, "funnel": self.ledger(), "seconds": round(seconds, 3)}
         best = summary["best_id"]
         summary["best_text"] = "" if best is None else self.grammar.write(self.individuals[best])
+        self.history.append(summary)
         self.journal.write("generation", arm=self.name, **summary)
         self.journal.sync()
         self.generation += 1
@@ -203,9 +210,11 @@ def replay(
             individual.settle(outcome_of(event))
             search.individuals.append(individual)
             search.seen.add(event["key"])
+            search.seen.update(content_key(text) for text in [event["metrics"].get("tuned_from")] if text)
         elif event["event"] == "generation":
             search.controller.tell([i for i in search.individuals if i.generation == event["generation"]])
             search.generation, search.clock = event["generation"] + 1, search.clock + event["seconds"]
+            search.history.append(event)
     for event in events[last + 1 :]:
         if event["event"] == "individual" and event["status"] != Status.REJECTED:
             search.recorded[event["key"]] = outcome_of(event)
@@ -213,13 +222,43 @@ def replay(
 
 
 def arm(problem: Problem, name: str, controller: Controller, budget: Budget, seed: int) -> Search:
-    """A search on a problem: whatever the controller, the same grammar, gate, evaluator and paired seeds."""
-    seeds = evaluation_seeds(seed, "search", problem.config.protocol.repeats)
+    """A search on a problem: whatever the controller, the same grammar, funnel, evaluator and paired seeds."""
+    config, funnel = problem.config, problem.funnel()
+    seeds = evaluation_seeds(seed, "search", config.protocol.repeats)
+
+    def train(jobs: Sequence[Training]) -> Iterator[Outcome]:
+        return iter(problem.executor.map([problem.job(i, seeds[first:last], steps) for i, (first, last), steps in jobs]))
+
+    halving = Halving([Rung(*rung) for rung in config.funnel.rungs], len(seeds), train, funnel)
 
     def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
-        return iter(problem.executor.map([problem.job(individual, seeds) for individual in batch]))
+        for individual, outcome in zip(batch, halving.evaluate(batch), strict=True):
+            yield replace(outcome, metrics=outcome.metrics | {"size": float(len(individual))})
 
-    return Search(name, problem.grammar, controller, problem.gate, evaluate, budget, seed)
+    search = Search(name, problem.grammar, controller, funnel, evaluate, budget, seed)
+    search.screen, search.ledger = halving.screen, funnel.close
+    if config.funnel.tune:
+        halving.tune = tuner(search, train, config.funnel.tune)
+    return search
+
+
+def tuner(search: Search, train: Callable, trials: int) -> Callable[[Individual, float, Rung], dict]:
+    """What tunes a candidate's numbers at a rung, in place, and tells what it was before; numbers seen before are left alone."""
+
+    def tune_numbers(individual: Individual, fitness: float, rung: Rung) -> dict:
+        def evaluate(trees: Sequence[list]) -> list[float | None]:
+            return [o.fitness for o in train([(Individual(tree), (0, rung.seeds), rung.steps) for tree in trees])]
+
+        draw = stream(search.seed, search.name, "tune", individual.id)
+        tree, best, _ = tune(individual, evaluate, trials, draw, start=fitness)
+        before, tuned = search.grammar.write(individual), Individual(list(search.grammar.canonical(tree)))
+        if search.key(tuned) in search.seen:
+            return {}
+        search.seen.add(search.key(tuned))
+        individual[0 : len(individual)] = tuned
+        return {"tuned": best, "tuned_from": before}
+
+    return tune_numbers
 
 
 def evaluation_seeds(seed: int, tier: str, repeats: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -25,13 +26,16 @@ from evokd.evaluate.distill import DivergedError
 from evokd.evaluate.students import StudentJob
 from evokd.finals import Entry, Row
 from evokd.folder import new_folder
+from evokd.funnel import Funnel, funnel_rows, told_funnel
 from evokd.genome.codec import to_names
 from evokd.genome.individual import Individual, Outcome, Status
 from evokd.journal import Journal, read_events, read_outcome
+from evokd.memory import kept_for_others
 from evokd.mirror import Mirror
 from evokd.report.page import write_report
 from evokd.report.terminal import Terminal
 from evokd.run import Budget, Search, evaluation_seeds, replay
+from evokd.rungs import Halving, Rung, Training
 from evokd.search.ageing import AgeingEvolution
 from evokd.search.controller import Controller
 from evokd.search.diswot import DiswotEvolution
@@ -74,37 +78,48 @@ def student_search(problem: StudentProblem) -> Search:
     """The search of a problem, not yet run."""
     config = problem.config
     seeds = evaluation_seeds(config.seed, "search", config.protocol.repeats)
-    tier, scores = TIERS.get(config.evaluator, config.evaluator), {}
+    tier, scores, funnel = TIERS.get(config.evaluator, config.evaluator), {}, Funnel()
+
+    def train(jobs: Sequence[Training]) -> Iterator[Outcome]:
+        return iter(problem.executor.map([problem.job(i, tier, seeds[first:last], steps) for i, (first, last), steps in jobs]))
 
     def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
-        for outcome, individual in zip(problem.executor.map([problem.job(i, tier, seeds) for i in batch]), batch, strict=True):
+        for outcome, individual in zip(halving.evaluate(batch), batch, strict=True):
             yield replace(outcome, metrics=outcome.metrics | scores.get(individual.id, {}) | problem.figures(individual))
 
     def screen(batch: Sequence[Individual]) -> None:
+        if config.evaluator == "cascade":
+            with funnel.passing("score", len(batch)) as passage:
+                scored(batch)
+                passage.left += sum(i.outcome is None for i in batch)
+        halving.screen([i for i in batch if i.outcome is None])
+
+    def scored(batch: Sequence[Individual]) -> None:
         for individual, outcome in zip(batch, problem.executor.map([problem.job(i, "score", seeds) for i in batch]), strict=True):
             scores[individual.id] = outcome.metrics
             if outcome.fitness is None:
                 individual.settle(replace(outcome, status=Status.REJECTED, metrics=problem.figures(individual)))
-        _promote([i for i in batch if i.outcome is None], scores, search.budget.through, problem)
+        sound = [i for i in batch if i.outcome is None]
+        _promote(sound, scores, math.ceil(round(promoted * len(sound), 9)), problem)
 
     controller = Within(CONTROLLERS[config.controller](problem), problem.within)
-    share = config.promote if config.evaluator == "cascade" else 1.0
+    promoted = config.promote if config.evaluator == "cascade" else 1.0
+    rungs = [Rung(*rung) for rung in config.funnel.rungs] if tier in ("distill", "train") else []
+    halving = Halving(rungs, len(seeds), train, funnel)
+    share = promoted * halving.share
     budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds, share)
     search = Search(config.controller, problem.grammar, controller, lambda tree: "", evaluate, budget, config.seed)
-    if config.evaluator == "cascade":
-        search.screen = screen
+    search.screen, search.ledger = screen, funnel.close
     if problem.table:
         search.screen = lambda batch: problem.table.screen(search, batch)
     search.identity = problem.space.key
     return search
 
 
-def _promote(
-    batch: Sequence[Individual], scores: dict[int, dict], through: Callable[[int], int], problem: StudentProblem
-) -> None:
-    """The share with the best scores goes on; the others are refused with their place."""
+def _promote(batch: Sequence[Individual], scores: dict[int, dict], count: int, problem: StudentProblem) -> None:
+    """Those with the best scores go on; the others are refused with their place."""
     order = sorted(batch, key=lambda i: (-scores[i.id]["score"], i.id))
-    for place, individual in list(enumerate(order, 1))[through(len(order)) :]:
+    for place, individual in list(enumerate(order, 1))[count:]:
         reason = f"score: place {place} of {len(order)} by {problem.config.score}"
         metrics = scores[individual.id] | problem.figures(individual)
         individual.settle(Outcome(Status.REJECTED, metrics=metrics, reason=reason))
@@ -166,6 +181,7 @@ def run(
         text = f'task = "student"\nspace = {json.dumps(config.space)}\n'
         folder = folder or new_folder(config, problem.card["data"], text)
         with FileLock(folder / ".lock", timeout=0):
+            problem = replace(problem, executor=kept_for_others(problem, terminal.warn))
             return _Session(problem, folder, terminal, events).run()
     except Timeout:
         raise EvokdError(str(folder), "a run that no other process writes", "a locked one", "wait for it, or stop it") from None
@@ -225,12 +241,10 @@ class _Session:
         self.journal.write("end", best=entry.text)
         self.mirror.finish(rows, [*files, self.journal.path], figures)
         names = " ".join(path.name for path in files if path.parent.name == "best")
-        speed = (
-            ["latency {latency_ms:.2f} ms, {latency_ratio:.2f} × the human-designed student's".format(**figures)]
-            if figures
-            else []
-        )
-        hints = [*table, *speed, *([""] if table else []), f"{self.folder / 'best'}: {names}   {self.folder / 'report.html'}"]
+        speed = "latency {latency_ms:.2f} ms, {latency_ratio:.2f} × the human-designed student's"
+        measured = [speed.format(**figures)] if figures else []
+        passed = told_funnel(funnel_rows(self.search.history))
+        hints = [*table, *passed, "", *measured, f"{self.folder / 'best'}: {names}   {self.folder / 'report.html'}"]
         self.terminal.closing(self.search, entry, [] if table else rows, hints, self.mirror.command)
         return StudentResult(entry.text, front, self.folder, rows)
 

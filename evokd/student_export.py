@@ -283,6 +283,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 def own_judge(executor: Serial | Workers) -> Judge:
     """The judge of this process, or one like those of the workers."""
+    executor = getattr(executor, "inner", executor)
     if isinstance(executor, Serial):
         return executor.evaluate
     open_evaluator, recipe = executor.setup

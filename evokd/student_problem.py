@@ -96,8 +96,17 @@ class StudentProblem:
         milliseconds = self.latency(self.space.genome(tree)) if self.latency else math.inf
         return found | ({"latency_ms": milliseconds} if milliseconds < math.inf else {})
 
-    def job(self, individual: Individual, tier: str, seeds: tuple[int, ...], split: str = "validation") -> StudentJob:
-        return StudentJob(tuple(to_names(individual)), tier, seeds, split, content_key(self.space.key(individual)))
+    @property
+    def closed(self) -> str:
+        """Why outcomes cannot be kept for other runs; empty if they can."""
+        if self.table:
+            return "a table, which is read in no time"
+        return "a teacher without a weights file" if self.teacher.path is None else ""
+
+    def job(self, individual: Individual, tier: str, seeds: tuple[int, ...], steps: float = 1.0) -> StudentJob:
+        """The evaluation of a student on validation."""
+        key = content_key(self.space.key(individual))
+        return StudentJob(tuple(to_names(individual)), tier, seeds, key=key, steps=steps)
 
     def heading(self, folder: Path) -> list[str]:
         """The first lines of a run."""

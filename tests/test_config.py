@@ -48,7 +48,7 @@ def test_an_override_is_read_as_toml_or_as_text(text, value):
         ("seed.x=3", "seed"),
         ("finals=1", "--finals: expected greater than or equal to 2, got 1"),
         ("protocol.momentum=1.0", "less than 1"),
-        ("fitness=beauty", "'accuracy', 'ce' or 'gap'"),
+        ("fitness=beauty", "'accuracy', 'ce', 'gap' or 'gap_printed'"),
         ("task=student", "distiller"),
         ("protocol.lr=nan", "protocol.lr"),
         ("protocol.lr=inf", "protocol.lr"),

@@ -35,6 +35,7 @@ DOORS = {
         "evaluate/",
         "search/reinforce.py",
         "problem.py",
+        "memory.py",
         "student_problem.py",
         "student_export.py",
     ),

@@ -6,6 +6,7 @@ own noise also takes its key. Every evaluation runs on one intra-op thread: two 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ class Job:
         seeds: one training each.
         split: where figures are taken, validation or test.
         key: the candidate's content key, for its own noise.
+        steps: share of the protocol's; the schedule is annealed within it.
     """
 
     loss: tuple[str, ...] | None
@@ -47,6 +49,7 @@ class Job:
     gamma: float | None = None
     split: str = "validation"
     key: str = ""
+    steps: float = 1.0
 
 
 class DivergedError(Exception):
@@ -77,7 +80,8 @@ class Distiller:
         """The outcome of a job; user-code errors and divergence become a status, never an exception."""
         start = time.perf_counter()
         try:
-            runs = [self.train(job, seed) for seed in job.seeds]
+            distiller = self if job.steps == 1 else self.shortened(job.steps)
+            runs = [distiller.train(job, seed) for seed in job.seeds]
         except DivergedError as error:
             return Outcome(Status.DIVERGED, reason=str(error), seconds=time.perf_counter() - start)
         except torch.OutOfMemoryError as error:
@@ -89,6 +93,12 @@ class Distiller:
         score = FITNESS[self.fitness]
         metrics |= {"fitness_by_seed": [score(figures) for figures, _ in runs], "curve": runs[0][1]}
         return Outcome(Status.OK, score(metrics), metrics, seconds=time.perf_counter() - start)
+
+    def shortened(self, share: float) -> Distiller:
+        """The same with a share of the steps."""
+        short = copy.copy(self)
+        short.protocol = self.protocol.model_copy(update={"steps": max(round(share * self.protocol.steps), 1)})
+        return short
 
     def train(self, job: Job, seed: int) -> tuple[dict[str, float], list[tuple[int, float, float]]]:
         """(figures on the job's split, curve of (step, cross-entropy, distillation loss)).

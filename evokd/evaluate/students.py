@@ -39,6 +39,7 @@ class StudentJob:
         seeds: of initialisation and training, one repeat each.
         split: where accuracies are taken.
         key: the student's content key.
+        steps: share of the protocol's.
     """
 
     student: tuple[str, ...] | str
@@ -46,6 +47,7 @@ class StudentJob:
     seeds: tuple[int, ...]
     split: str = "validation"
     key: str = ""
+    steps: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class Judge:
         live = (self.teacher, plan_taps(self.teacher, example)) if self.bank.card["live"] else None
         distiller = Distiller(self.bank, spec, plan, setup.protocol, setup.fitness, setup.device, live)
         distilled = job.tier == "distill"
-        return distiller, Job(setup.loss if distilled else None, job.seeds, None if distilled else 1.0, job.split, job.key)
+        return distiller, Job(
+            setup.loss if distilled else None, job.seeds, None if distilled else 1.0, job.split, job.key, job.steps
+        )
 
     def score(self, job: StudentJob) -> Outcome:
         """The score's mean over the seeds, higher being better; the student is never trained."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from evokd.checkpoint import write_whole
+from evokd.funnel import funnel_rows, reasons
 from evokd.losses.formula import to_sympy
 from evokd.losses.language import parse_loss, to_terms
 
@@ -55,6 +56,9 @@ def write_report(
             rejected=len(search.individuals) - search.trained,
             failed=search.trained - len(sound),
             top=[(i, search.grammar.write(i)) for i in sound[:15]],
+            funnel=funnel_rows(search.history),
+            reasons=reasons(search.individuals),
+            generations=[(event["generation"], funnel_rows([event])) for event in search.history],
         )
     )
     write_whole(folder / "report.html", text)

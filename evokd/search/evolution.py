@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import final
 
@@ -38,6 +38,10 @@ def default_toolbox(grammar: Grammar, stream: Random) -> base.Toolbox:
     return toolbox
 
 
+def fittest(individuals: Sequence[Individual], size: int) -> list[Individual]:
+    return sorted(individuals, key=rank)[:size]
+
+
 @final
 class Evolution:
     """Keeps the best μ of parents and children.
@@ -47,10 +51,19 @@ class Evolution:
         size: μ.
         seeds: trees of the first generation, before random ones.
         toolbox: (grammar, stream) → DEAP toolbox with `mate`, `mutate`, `select`.
+        survivors: (parents and children that are sound, μ) → at most μ of them; the best, or `niches.crowded`.
     """
 
-    def __init__(self, grammar: Grammar, size: int, seeds: Sequence[list] = (), toolbox=default_toolbox) -> None:
+    def __init__(
+        self,
+        grammar: Grammar,
+        size: int,
+        seeds: Sequence[list] = (),
+        toolbox=default_toolbox,
+        survivors: Callable[[Sequence[Individual], int], list[Individual]] = fittest,
+    ) -> None:
         self.grammar, self.size, self.seeds, self.toolbox = grammar, size, list(seeds), toolbox
+        self.survivors = survivors
         self.population: list[Individual] = []
         self._asked = 0
 
@@ -78,4 +91,4 @@ class Evolution:
     def tell(self, individuals: Sequence[Individual]) -> None:
         """Failures are set aside before any selection sees them."""
         sound = [individual for individual in individuals if individual.ok]
-        self.population = sorted([*self.population, *sound], key=rank)[: self.size]
+        self.population = self.survivors([*self.population, *sound], self.size)

@@ -1,5 +1,6 @@
 """`evokd spaces`: the list, one space, the survey."""
 
+import json
 import re
 from functools import cache
 
@@ -7,7 +8,9 @@ import pytest
 
 from evokd.commands import main
 from evokd.commands.spaces import contains, show, survey
+from evokd.genome.individual import Individual, Outcome, Status
 from evokd.genome.variation import mutate_constant
+from evokd.journal import Journal
 from evokd.losses.growth import loss_grammar
 from evokd.losses.known import KNOWN
 from evokd.losses.language import parse_loss, write_loss
@@ -140,3 +143,99 @@ def test_what_is_no_space_is_refused_in_one_line(options, capsys):
     assert found.out == ""
     assert found.err.startswith("evokd: ")
     assert found.err.count("\n") == 1
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of compact in which every loss with l1 is worst."""
+    folder, draw = tmp_path / "2026-run", stream(0, "run")
+    folder.mkdir()
+    (folder / "space.toml").write_text(read_space("compact").text, encoding="utf-8")
+    journal = Journal(folder)
+    journal.write("start", version=1)
+    for number, distance in enumerate(["l1", "l2", "cosine", "pearson"] * 15):
+        tree = parse_loss(f"{draw.uniform(1, 2):.9g}*{distance}(logits)")
+        individual = Individual(list(tree))
+        individual.id, individual.generation = number, number // 20
+        failed = distance == "l1" and number % 3 == 0
+        individual.settle(Outcome(Status.CRASHED) if failed else Outcome(Status.OK, draw.random() - (distance == "l1")))
+        journal.individual(individual, str(number), write_loss(tree))
+    journal.close()
+    return folder
+
+
+def test_a_run_shrinks_its_space(run, capsys):
+    lines = said(capsys, "shrink", str(run)).splitlines()
+    assert lines[0] == "run 2026-run: 60 candidates judged"
+    (row,) = [line.split() for line in lines if line.split()[0] == "l1"]
+    assert (row[1], row[2], row[-1]) == ("15", "5", "dropped")
+    assert float(row[3]) < 0.2
+    assert float(row[4]) < 1e-6
+    space = read_space("compact").space
+    listed = [line.split() for line in lines if line.startswith("  ")]
+    assert sorted(words[0] for words in listed) == sorted([*space.transforms, *space.distances, *space.modes, *space.positions])
+    assert [words[0] for words in listed if words[-1] == "dropped"] == ["l1"]
+    assert lines[-1].endswith(f"python -m evokd.evolve distiller --space {run / 'shrunk.toml'}")
+    left = read_space(str(run / "shrunk.toml"))
+    assert left.space.distances == tuple(d for d in space.distances if d != "l1")
+    assert left.text.startswith("# Shrunk by what run 2026-run found: 60 candidates were read.\n# dropped l1: 15 candidates, ")
+    assert said(capsys, str(run / "shrunk.toml")).startswith("space shrunk, ")
+
+
+def test_the_new_space_goes_where_it_is_told_and_over_an_earlier_one(run, tmp_path, capsys):
+    for _ in range(2):
+        assert f"--space {tmp_path / 'new.toml'}" in said(capsys, "shrink", str(run), "--out", str(tmp_path / "new.toml"))
+        said(capsys, "shrink", str(run))
+    assert not list(tmp_path.rglob("*.part"))
+    assert (tmp_path / "new.toml").read_text() == (run / "shrunk.toml").read_text()
+
+
+def test_where_nothing_is_worst_the_space_stays_and_that_is_said(run, tmp_path, capsys):
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    alike = [e | {"status": "OK", "fitness": 1.0} if e["event"] == "individual" else e for e in events]
+    (run / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in alike))
+    assert "nothing is consistently worst" in said(capsys, "shrink", str(run))
+    assert read_space(str(run / "shrunk.toml")).space.distances == read_space("compact").space.distances
+
+
+def refused(capsys, *options):
+    assert main(["spaces", *options]) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.count("\n") == 1
+    return found.err
+
+
+@pytest.mark.parametrize("options", [[], ["nowhere"], ["\0"], ["a" * 5000], [""]])
+def test_shrinking_needs_a_run_folder(options, capsys):
+    assert "a run folder" in refused(capsys, "shrink", *options)
+
+
+def test_what_is_no_run_of_a_distiller_is_refused_by_what_it_lacks(run, tmp_path, capsys):
+    assert "a run folder with space.toml" in refused(capsys, "shrink", str(tmp_path))
+    (run / "events.jsonl").write_text('{"event": "start"}\n')
+    assert "a journal with judged candidates" in refused(capsys, "shrink", str(run))
+    (run / "events.jsonl").unlink()
+    assert "events.jsonl" in refused(capsys, "shrink", str(run))
+    (run / "space.toml").write_text('task = "student"\nspace = "resnet"\n')
+    assert "a search for a distiller" in refused(capsys, "shrink", str(run))
+    (run / "space.toml").write_text("= 3")
+    assert "space.toml" in refused(capsys, "shrink", str(run))
+    assert not (run / "shrunk.toml").exists()
+
+
+def test_a_run_keeps_its_own_files_and_a_bad_target_is_refused(run, tmp_path, capsys):
+    kept = {path.name: path.read_text() for path in run.iterdir()}
+    for name in kept:
+        assert "another file than one of the run" in refused(capsys, "shrink", str(run), "--out", str(run / "." / name))
+    assert {path.name: path.read_text() for path in run.iterdir()} == kept
+    for target in (tmp_path, tmp_path / "no" / "new.toml", "a\0b"):
+        assert "--out" in refused(capsys, "shrink", str(run), "--out", str(target))
+    assert not list(tmp_path.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "options", [["compact", "run"], ["compact", "--out", "new.toml"], ["--out", "new.toml"], ["survey", "x"]]
+)
+def test_a_run_and_a_target_belong_to_shrinking_alone(options, capsys):
+    assert "after shrink alone" in refused(capsys, *options)
