@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evokd.evaluate.bank import assemble
+from evokd.evaluate.distill import cross_entropy
 from evokd.evaluate.gates import call, changed, told
 from evokd.genome.grammar import Node
 from evokd.losses.program import compile_loss
@@ -103,7 +104,7 @@ def descend(
         if step in (*LOOKS, steps):
             shares.append(_shares(taps.logits, teacher.logits, labels))
         soft = call(loss, taps, teacher, labels, step * GOLDEN % 1, step)
-        value = gamma * _cross_entropy(taps.logits, labels) + soft
+        value = gamma * cross_entropy(taps.logits, labels) + soft
         if step == steps or not torch.isfinite(value) or (_worked(shares) and soft >= 0):
             break
         optimiser.zero_grad()
@@ -171,11 +172,6 @@ def _classifies(student: Taps) -> bool:
 
 def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """As in the protocol: averaged over the whole batch, where unknown labels count as zero."""
-    return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / len(labels)
 
 
 def _shares(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[float, float]:

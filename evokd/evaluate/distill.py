@@ -158,7 +158,7 @@ class Distiller:
         for step, (index, view) in enumerate(self.batches(seed)):
             images, labels = self.bank.batch(index, view), self.bank.labels["train"][index]
             taps = tapped(images)
-            hard = _cross_entropy(taps.logits, labels) if gamma else taps.logits.new_zeros(())
+            hard = cross_entropy(taps.logits, labels) if gamma else taps.logits.new_zeros(())
             soft = taps.logits.new_zeros(())
             if loss is not None:
                 with torch.no_grad():
@@ -215,7 +215,7 @@ class Distiller:
         return figures
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Averaged over the whole batch: unknown labels (−1) count as zero, so their number does not change the weight of the others."""
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / len(labels)
 

@@ -3,7 +3,7 @@
 Published losses on validation: each rung with its own annealed schedule, one and three seeds, against three other seeds of the long
 training. Intervals are 95 % of resamples of the losses.
 
-python -m tests.bench.proxy [digits | CIFAR-100 folder, TEACHER.safetensors, STUDENT] [STEPS]
+python -m tests.bench.proxy [digits | DATA TEACHER STUDENT STEPS LOSSES]
 """
 
 import csv
@@ -25,13 +25,13 @@ from evokd.run import evaluation_seeds
 SHARES, SEEDS, LONG = (0.1, 0.2, 0.35, 0.5, 1.0), (1, 3), 5.0
 
 
-def main(data: str = "digits", teacher: str = "", student: str = "", steps: int = 0) -> None:
+def main(data: str = "digits", teacher: str = "", student: str = "", steps: int = 0, count: int = 99) -> None:
     with tempfile.TemporaryDirectory() as out:
         settings = {"data": data, "out": out, "tracking_uri": "none", "space": "extended"}
         settings |= {"teacher": teacher, "student": student} if teacher else {}
         protocol = [f"protocol.steps={steps}", "protocol.transfer=2000"] if int(steps) else []
         problem = open_problem(make_config(settings, protocol), lambda line: None)
-        rows = measured(problem)
+        rows = measured(problem, int(count))
         problem.executor.close()
     title = Path(data).name
     Path("runs").mkdir(exist_ok=True)
@@ -42,10 +42,11 @@ def main(data: str = "digits", teacher: str = "", student: str = "", steps: int 
         print(told(name, *(np.array([row[column] for row in rows.values()]) for column in (name, "long"))))
 
 
-def measured(problem) -> dict[str, dict[str, float]]:
+def measured(problem, count: int) -> dict[str, dict[str, float]]:
     """Loss → {"long": accuracy, "share × seeds": accuracy}."""
     few, many = evaluation_seeds(0, "search", max(SEEDS)), evaluation_seeds(0, "long", 3)
     losses = {name: tuple(to_names(parse_loss(text))) for name, text in KNOWN.items() if fits(text, problem)}
+    losses = dict(list(losses.items())[:: max(len(losses) // count, 1)][:count])
     jobs = {(name, "long"): Job(spec, many, key=name, steps=LONG) for name, spec in losses.items()}
     jobs |= {
         (name, f"{share:g} × {count}"): Job(spec, few[:count], key=name, steps=share)
