@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
@@ -42,10 +43,14 @@ def make_controller(problem: Problem, seeds: Sequence[list], toolbox: Callable) 
     """As configured; islands share the population, and the seeds of the first generation in turn."""
     config = problem.config
     make, count = CONTROLLERS[config.controller], config.islands
-    size = max(config.population // count, 2)
-    islands = [make(problem, size, seeds[i::count], toolbox) for i in range(count)]
-    controller = Islands(islands) if count > 1 else make(problem, config.population, seeds, toolbox)
-    return Shrinking(controller, islands if count > 1 else [controller], problem) if config.shrink_every else controller
+    islands = [make(problem, max(parents(config) // count, 2), seeds[i::count], toolbox) for i in range(count)]
+    controller = Islands(islands) if count > 1 else islands[0]
+    return Shrinking(controller, islands, problem) if config.shrink_every else controller
+
+
+def parents(config: Config) -> int:
+    """μ: the population, or twice what its rungs leave of a generation, so that there is a choice among parents."""
+    return min(config.population, math.ceil(round(2 * config.funnel.share * config.population, 6)))
 
 
 def survivors(problem: Problem) -> Callable[[Sequence[Individual], int], list[Individual]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from evokd.finals import PUBLISHED, Entry, Row, choose, final_rows
 from evokd.folder import new_folder, write_front
 from evokd.funnel import funnel_rows, passed, told_funnel
 from evokd.genome.codec import write_number
-from evokd.genome.individual import rank
+from evokd.genome.individual import Individual, rank
 from evokd.journal import Journal, read_events, read_outcome
 from evokd.losses.language import parse_loss, tree_from_names
 from evokd.losses.own import load_operators
@@ -87,7 +88,7 @@ def evolve_distiller(
     objects = {k: v for k, v in named.items() if not isinstance(v, str)}
     values = {k: v if isinstance(v, str) else getattr(v, "__name__", type(v).__name__) for k, v in named.items()}
     if evaluate is not None:
-        config.setdefault("baselines", False)
+        config = {"baselines": False, "population": 12} | config | {"funnel": {"rungs": ()} | dict(config.get("funnel", {}))}
     return run(make_config({**values, **config}), Terminal(quiet=quiet), evaluate=evaluate, toolbox=toolbox, **objects)
 
 
@@ -116,14 +117,16 @@ def run(
 ) -> Result:
     """One search in its folder; see `evolve_distiller`. With `folder` the run there goes on."""
     check_controller(config)
+    if evaluate is not None and config.funnel.rungs:
+        raise EvokdError("-s funnel.rungs", "none, as training of one's own cannot be shortened", str(config.funnel.rungs))
     load_operators(config.operators)
     seeds = [read_loss(spec, "--seed-with") for spec in config.seed_with]
     events = read_events(folder) if folder else None
     problem = open_problem(config, terminal.status, seeds, download=download, evaluate=evaluate, **objects)
     try:
+        problem.executor = kept_for_others(problem, terminal.warn)
         folder = folder or new_folder(config, problem.card["data"], problem.space.text)
         with FileLock(folder / ".lock", timeout=0):
-            problem.executor = kept_for_others(problem, terminal.warn)
             controller = make_controller(problem, seeds, toolbox)
             return _Session(problem, controller, folder, terminal, events, own=evaluate is not None).run()
     except Timeout:
@@ -131,6 +134,14 @@ def run(
     finally:
         terminal.done()
         problem.executor.close()
+
+
+def admitted(individuals: Sequence[Individual]) -> Iterator[list]:
+    """What the gates had admitted, in their order: a generation as it was proposed, then what tuning made of it."""
+    for _, born in groupby(filter(lambda i: passed(i.outcome), individuals), key=lambda i: i.generation):
+        pairs = [(individual, individual.outcome.metrics.get("tuned_from")) for individual in born]
+        yield from (parse_loss(before) if before else individual for individual, before in pairs)
+        yield from (individual for individual, before in pairs if before)
 
 
 class _Session:
@@ -147,7 +158,7 @@ class _Session:
         kept: list[dict] = []
         if events is not None:
             kept = replay(self.search, events, tree_from_names, read_outcome)
-            self.search.gate.recall(i for i in self.search.individuals if passed(i.outcome))
+            self.search.gate.recall(admitted(self.search.individuals))
             write_whole(folder / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
         self.journal = self.search.journal = Journal(folder)
         self.fresh, self.shrinks = not self.search.individuals, sum(e["event"] == "shrink" for e in kept)

@@ -70,9 +70,14 @@ class Funnel:
         return told
 
 
+def stopped(outcome: Outcome) -> bool:
+    """Whether a rung was a candidate's end, by its place or by a failure."""
+    return outcome.reason.startswith("rung ")
+
+
 def passed(outcome: Outcome) -> bool:
     """Whether a candidate got through all gates: what a rung has stopped did."""
-    return outcome.status is not Status.REJECTED or outcome.reason.startswith("rung")
+    return outcome.status is not Status.REJECTED or stopped(outcome)
 
 
 def funnel_rows(generations: Iterable[Mapping]) -> dict[str, Passage]:
@@ -88,7 +93,12 @@ def funnel_rows(generations: Iterable[Mapping]) -> dict[str, Passage]:
         before = sum(each["seconds"] for each in event.get("funnel", {}).values())
         for name, each in event.get("funnel", {}).items():
             add(name, each["entered"], each["left"], each["seconds"])
-        add("training", event["trained"], event["trained"] - event["failed"], max(event["seconds"] - before, 0.0))
+        add(
+            "training",
+            event["trained"],
+            event.get("finished", event["trained"] - event["failed"]),
+            max(event["seconds"] - before, 0.0),
+        )
     return rows
 
 

@@ -67,7 +67,8 @@ class Mirror:
         """Figures of a generation, and a child for each of its elites (or for all, or none)."""
         if self.tracker is None:
             return
-        self.tracker.generation(summary)
+        left = {f"left_{name.replace(' ', '_')}": each["left"] for name, each in summary.get("funnel", {}).items()}
+        self.tracker.generation(summary | left)
         for individual in self.chosen(search, summary["generation"]):
             self.individual(individual)
 
@@ -104,7 +105,7 @@ class Mirror:
             tags = {"evokd.kind": "final", "evokd.expression": str(row.entry.text), "evokd.gamma": str(row.entry.gamma)}
             told = {"test_accuracy": row.mean, "test_half_width": row.half}
             if row.difference:
-                told |= dict(zip(("against_kd", "against_kd_low", "against_kd_high"), row.difference, strict=True))
+                told |= dict(zip(("difference", "difference_low", "difference_high"), row.difference, strict=True))
             finite = {name: value for name, value in told.items() if math.isfinite(value)}  # a single value has no interval
             self.tracker.child(f"final: {row.entry.name}", {}, tags, finite, [])
         for path in files:

@@ -6,6 +6,7 @@ Everything a user can get wrong about a pair is refused here, before a run folde
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -81,12 +82,13 @@ class Problem:
             f"student {card['student']} ({card['student_parameters'] / 1000:.1f} k parameters)"
         )
         taps = [f"   {position:<13} student {student:<18} teacher {teacher}" for position, student, teacher in self.table]
-        evaluations = min(config.budget_evals or 1 << 30, config.generations * config.population)
+        full = math.ceil(round(config.funnel.share * config.population, 6))
+        evaluations = min(config.budget_evals or 1 << 30, config.generations * full)
         return [
             pair,
             *taps,
             f"space {self.grammar.name}: {self.grammar.count():.0e} losses · {config.controller}, {config.generations} generations of "
-            f"{config.population}, at most {evaluations} trainings of {config.protocol.steps} steps · run {folder}",
+            f"{config.population}, at most {evaluations} full trainings of {config.protocol.steps} steps · run {folder}",
         ]
 
     @cached_property

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from evokd.funnel import stopped
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, Outcome, Status, content_key, rank
 from evokd.journal import Journal
@@ -91,7 +92,9 @@ class Search:
 
     @property
     def trained(self) -> int:
-        return sum(i.outcome is not None and i.outcome.status is not Status.REJECTED for i in self.individuals)
+        """Full trainings, whatever came of them."""
+        outcomes = [i.outcome for i in self.individuals if i.outcome is not None]
+        return sum(outcome.status is not Status.REJECTED and not stopped(outcome) for outcome in outcomes)
 
     def run(self) -> list[Individual]:
         """All individuals, once the budget is spent or the space is."""
@@ -102,7 +105,7 @@ class Search:
         return self.individuals
 
     def step(self, wanted: int) -> int:
-        """One generation; the number of candidates trained in it."""
+        """One generation; the number of candidates that were new and sound."""
         start = time.perf_counter()
         batch, counts = self.propose(wanted)
         self.screen([individual for individual in batch if individual.outcome is None])
@@ -114,8 +117,8 @@ class Search:
                 self.notice(None)
             self.journal.individual(individual, self.key(individual), self.grammar.write(individual))
         self.controller.tell(batch)
-        self.close(counts, len(trained), time.perf_counter() - start)
-        return len(trained)
+        self.close(counts | {"finished": sum(i.ok for i in trained)}, len(trained), time.perf_counter() - start)
+        return counts["sound"]
 
     def propose(self, wanted: int) -> tuple[list[Individual], dict[str, int]]:
         """Ask until enough new candidates have passed the gate; duplicates are decided here, in the driver."""
@@ -256,6 +259,7 @@ def tuner(search: Search, train: Callable, trials: int) -> Callable[[Individual,
             return {}
         search.seen.add(search.key(tuned))
         individual[0 : len(individual)] = tuned
+        search.gate.recall([individual])
         return {"tuned": best, "tuned_from": before}
 
     return tune_numbers

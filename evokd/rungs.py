@@ -68,7 +68,8 @@ class Halving:
         for done, (individual, outcome) in enumerate(zip(batch, self.train(jobs), strict=True), 1):
             self.say(f"rung {number}: {done}/{len(batch)}")
             if outcome.fitness is None:
-                individual.settle(replace(outcome, reason=f"rung {number}: {outcome.reason}"))
+                figures = outcome.metrics | self._figures[individual.id]
+                individual.settle(replace(outcome, metrics=figures, reason=f"rung {number}: {outcome.reason}"))
             else:
                 sound.append((outcome.fitness, individual))
                 self.note(individual, number, rung, outcome)
@@ -78,7 +79,7 @@ class Halving:
             reason = f"rung {number}: place {place} of {len(batch)} with {fitness:.4g}"
             individual.settle(Outcome(Status.REJECTED, metrics=self._figures[individual.id], reason=reason))
         if self.tune and number == 1:
-            for fitness, individual in kept:
+            for fitness, individual in sorted(kept, key=lambda pair: pair[1].id):
                 self.retune(individual, fitness, rung)
         return sorted((individual for _, individual in kept), key=lambda individual: individual.id)
 

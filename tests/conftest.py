@@ -24,6 +24,7 @@ TINY = {
     "workers": 1,
     "device": "cpu",
     "tracking_uri": "none",
+    "funnel": {"rungs": ()},
     "protocol": {"steps": 8, "batch": 16, "views": 2, "gamma": 1.0, "repeats": 1, "rare_classes": (), "transfer": 300},
 }
 
