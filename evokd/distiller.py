@@ -31,7 +31,7 @@ from evokd.memory import kept_for_others
 from evokd.mirror import Mirror
 from evokd.problem import Problem, open_problem
 from evokd.report.page import formula_of, write_report
-from evokd.report.sizes import best_per_size, told
+from evokd.report.sizes import Size, best_per_size, told
 from evokd.report.terminal import Terminal
 from evokd.run import Budget, arm, evaluation_seeds, replay
 from evokd.search.controller import Controller
@@ -183,23 +183,26 @@ class _Session:
         chosen, simplest = self.choice()
         rows = [] if self.own else self.finals(chosen, simplest, self.baselines())
         files = self.export(chosen[0], rows)
-        front = write_front(self.folder, self.search)
+        sizes = self.sizes(chosen[0])
+        front = write_front(self.folder, sizes)
         seconds = time.perf_counter() - self.start
         shown = formula_of(chosen[0].text, self.problem)
         files += [
-            write_report(self.folder, self.problem, self.search, rows, chosen[0], seconds, shown),
+            write_report(self.folder, self.problem, self.search, rows, chosen[0], seconds, shown, sizes),
             self.folder / "front.csv",
         ]
         self.journal.write("end", best=chosen[0].text)
         self.mirror.finish(rows, [*files, self.journal.path])
-        self.terminal.closing(self.search, chosen[0], rows, [*self.tables(chosen[0]), *self.hints()], self.mirror.command)
+        self.terminal.closing(self.search, chosen[0], rows, [*self.tables(sizes), *self.hints()], self.mirror.command)
         return Result(chosen[0].text, front, self.folder, rows)
 
-    def tables(self, best: Entry) -> list[str]:
+    def sizes(self, best: Entry) -> list[Size]:
+        """The best loss of every size that no smaller one beats."""
+        accuracy = self.config.fitness == "accuracy"
+        return best_per_size(self.search.individuals, self.search.grammar.write, accuracy, best.error or 0.0)
+
+    def tables(self, sizes: Sequence[Size]) -> list[str]:
         """The funnel of the whole run, and the best loss of every size."""
-        sizes = best_per_size(
-            self.search.individuals, self.search.grammar.write, self.config.fitness == "accuracy", best.error or 0.0
-        )
         return [*told_funnel(funnel_rows(self.search.history)), "", *told(sizes), ""]
 
     def hints(self) -> list[str]:

@@ -6,6 +6,7 @@ import csv
 import io
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,22 +14,16 @@ from pathlib import Path
 from evokd.checkpoint import write_whole
 from evokd.config import Config
 from evokd.errors import EvokdError
-from evokd.genome.individual import rank
-from evokd.run import Search
+from evokd.report.sizes import Size
 
 
-def write_front(folder: Path, search: Search) -> list[tuple[int, float, str]]:
-    """front.csv: the best loss of each size that no smaller one beats, on validation."""
-    front: list[tuple[int, float, str]] = []
-    for i in sorted((i for i in search.individuals if i.ok), key=lambda i: (len(i), rank(i))):
-        if not front or i.outcome.fitness > front[-1][1]:
-            if front and front[-1][0] == len(i):
-                front.pop()
-            front.append((len(i), i.outcome.fitness, search.grammar.write(i)))
+def write_front(folder: Path, sizes: Sequence[Size]) -> list[tuple[int, float, str]]:
+    """front.csv: the best loss of each size that no smaller one beats, on validation, with what each node more bought."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("size", "fitness", "loss"), *front])
+    rows = [(s.size, s.fitness, s.text, round(s.gain, 6), int(s.picked)) for s in sizes]
+    csv.writer(text, lineterminator="\n").writerows([("size", "fitness", "loss", "gain", "picked"), *rows])
     write_whole(folder / "front.csv", text.getvalue())
-    return front
+    return [(s.size, s.fitness, s.text) for s in sizes]
 
 
 def new_folder(config: Config, data: str, space: str) -> Path:

@@ -244,14 +244,8 @@ class _Session:
         speed = "latency {latency_ms:.2f} ms, {latency_ratio:.2f} × the human-designed student's"
         measured = [speed.format(**figures)] if figures else []
         passed = told_funnel(funnel_rows(self.search.history))
-        hints = [
-            *table,
-            *([""] if table else []),
-            *passed,
-            "",
-            *measured,
-            f"{self.folder / 'best'}: {names}   {self.folder / 'report.html'}",
-        ]
+        gap, where = [""] if table else [], f"{self.folder / 'best'}: {names}   {self.folder / 'report.html'}"
+        hints = [*table, *gap, *passed, "", *measured, where]
         self.terminal.closing(self.search, entry, [] if table else rows, hints, self.mirror.command)
         return StudentResult(entry.text, front, self.folder, rows)
 

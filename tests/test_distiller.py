@@ -107,8 +107,9 @@ def test_no_search_seed_is_a_final_seed(events):
 
 def test_the_front_grows_in_size_and_fitness(result, events):
     rows = list(csv.reader((result.run / "front.csv").read_text().splitlines()))
-    assert rows[0] == ["size", "fitness", "loss"]
-    told = [(int(size), float(fitness), text) for size, fitness, text in rows[1:]]
+    assert rows[0] == ["size", "fitness", "loss", "gain", "picked"]
+    told = [(int(size), float(fitness), text) for size, fitness, text, _, _ in rows[1:]]
+    assert [row[4] for row in rows[1:]].count("1") == 1
     assert told == result.front
     sizes, fits = [r[0] for r in told], [r[1] for r in told]
     assert sizes == sorted(set(sizes))

@@ -17,6 +17,7 @@ from evokd.losses.language import parse_loss, to_terms
 if TYPE_CHECKING:
     from evokd.finals import Entry, Row
     from evokd.problem import Problem
+    from evokd.report.sizes import Size
     from evokd.run import Search
 
 _PAGE = Path(__file__).with_suffix(".html")
@@ -33,9 +34,10 @@ def formula_of(text: str, problem: Problem) -> str:
 
 
 def write_report(
-    folder: Path, problem: Problem, search: Search, rows: Sequence[Row], best: Entry, seconds: float, shown: str
-) -> Path:
-    """report.html of a run; its path. `shown` is HTML that shows the best: a formula, or a diagram."""
+    folder: Path, problem: Problem, search: Search, rows: Sequence[Row], best: Entry, seconds: float, shown: str,
+    sizes: Sequence[Size] = (),
+) -> Path:  # fmt: skip
+    """report.html of a run; its path. `shown` is HTML that shows the best: a formula, or a diagram; `sizes` are the best of every size."""
     sound = sorted((i for i in search.individuals if i.ok), key=lambda i: -i.outcome.fitness)
     text = (
         jinja2.Environment(autoescape=True)
@@ -56,6 +58,7 @@ def write_report(
             rejected=len(search.individuals) - search.trained,
             failed=search.trained - len(sound),
             top=[(i, search.grammar.write(i)) for i in sound[:15]],
+            sizes=sizes,
             funnel=funnel_rows(search.history),
             reasons=reasons(search.individuals),
             generations=[(event["generation"], funnel_rows([event])) for event in search.history],

@@ -65,7 +65,7 @@ def _engine(problem, folder: Path, tracking: str | None) -> float:
     )
     search.journal = Journal(folder)
     search.notice = lambda row: row and mirror.generation(search, row)
-    gate, spent = problem.gate, [0.0]
+    gate, spent = problem.funnel(), [0.0]
 
     def timed(tree):
         start = time.perf_counter()
