@@ -1,6 +1,8 @@
-"""What the funnel saves: best so far against seconds of finished runs with and without rungs, and their winners on test.
+"""What the funnel saves: best so far against cost of finished runs with and without rungs; test.
 
-python -m tests.bench.efficiency RUN…      run folders of one protocol; they are told apart by `funnel.rungs` and `funnel.tune`
+Cost is told in full trainings, rungs by their share of steps and seeds, and in seconds, which compare only where the machine was as busy.
+
+python -m tests.bench.efficiency trainings|seconds RUN…      run folders of one protocol; they are told apart by `funnel.rungs` and `funnel.tune`
 """
 
 import statistics
@@ -9,22 +11,22 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from evokd.config import read_config
+from evokd.config import Config, read_config
 from evokd.journal import read_events
 
-Curve = list[tuple[float, float]]  # (seconds, best so far)
+Curve = list[tuple[float, float]]  # (cost or seconds, best so far)
 
 
-def main(*folders: str) -> None:
+def main(unit: str, *folders: str) -> None:
     arms: dict[str, list[tuple[Curve, float]]] = {}
     for folder in map(Path, folders):
-        arms.setdefault(arm_of(folder), []).append((curve(folder), tested(folder)))
+        arms.setdefault(arm_of(folder), []).append((curve(folder, unit), tested(folder)))
     for name, runs in arms.items():
         took, ends = zip(*(points[-1] for points, _ in runs), strict=True)
         tests = spread([accuracy for _, accuracy in runs])
-        print(f"{name}, {len(runs)} runs: validation {spread(ends)} in {spread(took)} s, test {tests}")
-        for seconds in (10, 20, 30, 40, 60, 80, 120):
-            print(f"   after {seconds:>3} s: " + "  ".join(f"{at(points, seconds):6.2f}" for points, _ in runs))
+        print(f"{name}, {len(runs)} runs: validation {spread(ends)} in {spread(took)} {unit}, test {tests}")
+        for seconds in (12, 24, 36, 48, 60, 72, 84):
+            print(f"   after {seconds:>3} {unit}: " + "  ".join(f"{at(points, seconds):6.2f}" for points, _ in runs))
     for name, runs in arms.items():
         for other, rivals in arms.items():
             if name != other:
@@ -36,9 +38,20 @@ def arm_of(folder: Path) -> str:
     return ("funnel" if funnel.rungs else "no funnel") + (f", {funnel.tune} tunings" if funnel.tune else "")
 
 
-def curve(folder: Path) -> Curve:
+def curve(folder: Path, unit: str) -> Curve:
     summaries = [event for event in read_events(folder) if event["event"] == "generation"]
-    return list(zip(accumulate(s["seconds"] for s in summaries), [s["best"] or 0.0 for s in summaries], strict=True))
+    config = read_config(folder / "config.toml")
+    cost = [s["seconds"] if unit == "seconds" else trainings(s, config) for s in summaries]
+    return list(zip(accumulate(cost), [s["best"] or 0.0 for s in summaries], strict=True))
+
+
+def trainings(summary: dict, config: Config) -> float:
+    """Full trainings that a generation cost."""
+    repeats, spared, cost = config.protocol.repeats, 0, 0.0
+    for number, (steps, seeds, _) in enumerate(config.funnel.rungs, 1):
+        cost += summary["funnel"][f"rung {number}"]["entered"] * steps * seeds / repeats
+        spared = seeds if steps == 1 else spared
+    return cost + summary["trained"] * (repeats - spared) / repeats
 
 
 def tested(folder: Path) -> float:
@@ -52,13 +65,13 @@ def at(points: Curve, seconds: float) -> float:
 
 
 def reached(runs: list, rivals: list) -> str:
-    """Seconds until the median best of some runs is the median of the others' ends, beside the time that these took."""
+    """Cost until the median best of some runs is the median of the others' ends, beside the time that these took."""
     goal = statistics.median(points[-1][1] for points, _ in rivals)
     took = statistics.median(points[-1][0] for points, _ in rivals)
     for seconds in sorted({when for points, _ in runs for when, _ in points}):
         values = [at(points, seconds) for points, _ in runs]
         if all(value == value for value in values) and statistics.median(values) >= goal:
-            return f"{goal:.2f} after {seconds:.0f} s, which took {took:.0f} s there: × {seconds / took:.2f}"
+            return f"{goal:.2f} after {seconds:.0f}, which took {took:.0f} there: × {seconds / took:.2f}"
     return f"never {goal:.2f}"
 
 
