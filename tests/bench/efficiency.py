@@ -1,8 +1,8 @@
-"""What the funnel saves: best so far against cost of finished runs with and without rungs; test.
+"""What the funnel saves: best so far against the cost of finished runs with and without rungs, and their winners on test.
 
 Cost is told in full trainings, rungs by their share of steps and seeds, and in seconds, which compare only where the machine was as busy.
 
-python -m tests.bench.efficiency trainings|seconds RUN…      run folders of one protocol; they are told apart by `funnel.rungs` and `funnel.tune`
+python -m tests.bench.efficiency trainings|seconds RUN…     folders of one protocol, told apart by `funnel.rungs` and `funnel.tune`
 """
 
 import statistics
