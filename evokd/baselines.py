@@ -50,8 +50,8 @@ def baselines(problem: Problem, budget: Budget, terminal: Terminal) -> dict[str,
 
 def trials_of(config: Config, budget: Budget) -> int:
     """Full trainings that cost as much as a search's budget with its rungs and its tuning."""
-    rungs = [Rung(*rung) for rung in config.funnel.rungs]
-    return round(budget.total / config.funnel.share * price(rungs, config.protocol.repeats, config.funnel.tune))
+    rungs = [Rung(*rung) for rung in config.rungs]
+    return round(budget.total / config.share * price(rungs, config.protocol.repeats, config.funnel.tune))
 
 
 def _random_search(problem: Problem, budget: Budget, cache: Path, terminal: Terminal) -> list[Entry]:

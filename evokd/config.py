@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from evokd.errors import EvokdError, closest
 
@@ -57,11 +57,6 @@ class Funnel(BaseModel):
         (), description="short trainings: share of the steps, seeds, share that goes on"
     )
     tune: int = Field(0, ge=0, description="trials of CMA-ES on the numbers of every candidate that leaves the first rung")
-
-    @property
-    def share(self) -> float:
-        """Of the candidates that pass the gates, what is trained in full."""
-        return math.prod(keep for _, _, keep in self.rungs)
 
     @field_validator("rungs")
     @classmethod
@@ -116,11 +111,15 @@ class Config(BaseModel):
     protocol: Protocol = Protocol()
     funnel: Funnel = Funnel()
 
-    @model_validator(mode="after")
-    def _leaves_something_to_train(self) -> Config:
-        if any(steps == 1 and seeds >= self.protocol.repeats for steps, seeds, _ in self.funnel.rungs):
-            raise ValueError("rungs of the full length with fewer seeds than protocol.repeats")
-        return self
+    @property
+    def rungs(self) -> tuple[tuple[float, int, float], ...]:
+        """The rungs of the funnel that cost less than the full training, which needs none before it."""
+        return tuple(rung for rung in self.funnel.rungs if rung[0] < 1 or rung[1] < self.protocol.repeats)
+
+    @property
+    def share(self) -> float:
+        """Of the candidates that pass the gates, what is trained in full."""
+        return math.prod(keep for _, _, keep in self.rungs)
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over everything that makes it this search and no other."""

@@ -50,7 +50,7 @@ def make_controller(problem: Problem, seeds: Sequence[list], toolbox: Callable) 
 
 def parents(config: Config) -> int:
     """μ: the population, or twice what its rungs leave of a generation, so that there is a choice among parents."""
-    return min(config.population, math.ceil(round(2 * config.funnel.share * config.population, 6)))
+    return min(config.population, math.ceil(round(2 * config.share * config.population, 6)))
 
 
 def survivors(problem: Problem) -> Callable[[Sequence[Individual], int], list[Individual]]:

@@ -117,7 +117,7 @@ def run(
 ) -> Result:
     """One search in its folder; see `evolve_distiller`. With `folder` the run there goes on."""
     check_controller(config)
-    if evaluate is not None and config.funnel.rungs:
+    if evaluate is not None and config.rungs:
         raise EvokdError("-s funnel.rungs", "none, as training of one's own cannot be shortened", str(config.funnel.rungs))
     load_operators(config.operators)
     seeds = [read_loss(spec, "--seed-with") for spec in config.seed_with]
@@ -153,7 +153,7 @@ class _Session:
         self.problem, self.config, self.folder, self.terminal, self.own = problem, problem.config, folder, terminal, own
         self.start, config = time.perf_counter(), problem.config
         limits = config.generations, config.population, config.budget_evals, config.budget_seconds
-        self.budget = Budget(*limits, config.funnel.share)
+        self.budget = Budget(*limits, config.share)
         self.search = arm(problem, config.controller, controller, self.budget, config.seed)
         kept: list[dict] = []
         if events is not None:

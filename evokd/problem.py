@@ -82,7 +82,7 @@ class Problem:
             f"student {card['student']} ({card['student_parameters'] / 1000:.1f} k parameters)"
         )
         taps = [f"   {position:<13} student {student:<18} teacher {teacher}" for position, student, teacher in self.table]
-        full = math.ceil(round(config.funnel.share * config.population, 6))
+        full = math.ceil(round(config.share * config.population, 6))
         evaluations = min(config.budget_evals or 1 << 30, config.generations * full)
         return [
             pair,

@@ -232,7 +232,7 @@ def arm(problem: Problem, name: str, controller: Controller, budget: Budget, see
     def train(jobs: Sequence[Training]) -> Iterator[Outcome]:
         return iter(problem.executor.map([problem.job(i, seeds[first:last], steps) for i, (first, last), steps in jobs]))
 
-    halving = Halving([Rung(*rung) for rung in config.funnel.rungs], len(seeds), train, funnel)
+    halving = Halving([Rung(*rung) for rung in config.rungs], len(seeds), train, funnel)
 
     def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
         for individual, outcome in zip(batch, halving.evaluate(batch), strict=True):

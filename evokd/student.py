@@ -104,7 +104,7 @@ def student_search(problem: StudentProblem) -> Search:
 
     controller = Within(CONTROLLERS[config.controller](problem), problem.within)
     promoted = config.promote if config.evaluator == "cascade" else 1.0
-    rungs = [Rung(*rung) for rung in config.funnel.rungs] if tier in ("distill", "train") else []
+    rungs = [Rung(*rung) for rung in config.rungs] if tier in ("distill", "train") else []
     halving = Halving(rungs, len(seeds), train, funnel)
     share = promoted * halving.share
     budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds, share)

@@ -160,6 +160,7 @@ def test_a_search_from_the_command_line(tiny, capsys):
     names = ("teacher", "student", "out", "workers", "generations", "population")
     options = [text for name in names for text in (f"--{name}", str(tiny[name]))]
     rest = [
+        "-sfunnel.rungs=[]",
         "-sfinals=2",
         "-sconfirm=2",
         "-sconfirm_repeats=1",

@@ -48,7 +48,7 @@ def curve(folder: Path, unit: str) -> Curve:
 def trainings(summary: dict, config: Config) -> float:
     """Full trainings that a generation cost."""
     repeats, spared, cost = config.protocol.repeats, 0, 0.0
-    for number, (steps, seeds, _) in enumerate(config.funnel.rungs, 1):
+    for number, (steps, seeds, _) in enumerate(config.rungs, 1):
         cost += summary["funnel"][f"rung {number}"]["entered"] * steps * seeds / repeats
         spared = seeds if steps == 1 else spared
     return cost + summary["trained"] * (repeats - spared) / repeats
