@@ -9,6 +9,7 @@ python -m tests.bench.proxy [digits | DATA TEACHER STUDENT STEPS LOSSES]
 import csv
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,11 @@ def measured(problem, count: int) -> dict[str, dict[str, float]]:
     few, many = evaluation_seeds(0, "search", max(SEEDS)), evaluation_seeds(0, "long", 3)
     losses = {name: tuple(to_names(parse_loss(text))) for name, text in KNOWN.items() if fits(text, problem)}
     losses = dict(list(losses.items())[:: max(len(losses) // count, 1)][:count])
-    jobs = {(name, "long"): Job(spec, many, key=name, steps=LONG) for name, spec in losses.items()}
-    jobs |= {
-        (name, f"{share:g} × {count}"): Job(spec, few[:count], key=name, steps=share)
-        for name, spec in losses.items() for share in SHARES for count in SEEDS
-    }  # fmt: skip
+    jobs = {}
+    for name, spec in losses.items():
+        jobs[name, "long"] = Job(spec, many, key=name, steps=LONG)
+        for share, seeds in product(SHARES, SEEDS):
+            jobs[name, f"{share:g} × {seeds}"] = Job(spec, few[:seeds], key=name, steps=share)
     rows: dict[str, dict[str, float]] = {name: {} for name in losses}
     for (name, column), outcome in zip(jobs, problem.executor.map(jobs.values()), strict=True):
         rows[name][column] = outcome.fitness if outcome.fitness is not None else 0.0
