@@ -30,7 +30,8 @@ def main(data: str = "digits", teacher: str = "", student: str = "", steps: int 
     with tempfile.TemporaryDirectory() as out:
         settings = {"data": data, "out": out, "tracking_uri": "none", "space": "extended"}
         settings |= {"teacher": teacher, "student": student} if teacher else {}
-        protocol = [f"protocol.steps={steps}", "protocol.transfer=2000"] if int(steps) else []
+        protocol = [f"protocol.steps={steps}"] if int(steps) else []
+        protocol += ["protocol.transfer=2000"] if teacher else []
         problem = open_problem(make_config(settings, protocol), lambda line: None)
         rows = measured(problem, int(count))
         problem.executor.close()
