@@ -17,7 +17,7 @@ from evokd.finals import Entry, choose, tune_kd
 from evokd.genome.individual import content_key
 from evokd.journal import Journal
 from evokd.run import Search, arm
-from evokd.rungs import Rung, price
+from evokd.rungs import price
 from evokd.search.random import RandomSearch
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def baselines(problem: Problem, budget: Budget, terminal: Terminal) -> dict[str,
 
 def trials_of(config: Config, budget: Budget) -> int:
     """Full trainings that cost as much as a search's budget with its rungs and its tuning."""
-    rungs = [Rung(*rung) for rung in config.rungs]
-    return round(budget.total / config.share * price(rungs, config.protocol.repeats, config.funnel.tune))
+    return round(budget.total / config.share * price(config.rungs, config.protocol.repeats, config.funnel.tune))
 
 
 def _random_search(problem: Problem, budget: Budget, cache: Path, terminal: Terminal) -> list[Entry]:

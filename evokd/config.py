@@ -8,7 +8,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -44,6 +44,14 @@ class Protocol(BaseModel):
     clip: float = Field(5.0, gt=0, description="gradient norm limit")
 
 
+class Rung(NamedTuple):
+    """A short training: its share of the steps, its number of seeds, and the share of candidates that go on."""
+
+    steps: float
+    seeds: int
+    keep: float
+
+
 class Funnel(BaseModel):
     """What a candidate must pass before its full training, the same for every controller."""
 
@@ -53,9 +61,7 @@ class Funnel(BaseModel):
     copies: float = Field(
         1.25, ge=1, description="losses of one gradient direction are copies if their sizes differ by at most this factor"
     )
-    rungs: tuple[tuple[float, int, float], ...] = Field(
-        (), description="short trainings: share of the steps, seeds, share that goes on"
-    )
+    rungs: tuple[Rung, ...] = Field((), description="short trainings: share of the steps, seeds, share that goes on")
     tune: int = Field(0, ge=0, description="trials of CMA-ES on the numbers of every candidate that leaves the first rung")
 
     @field_validator("rungs")
@@ -112,14 +118,14 @@ class Config(BaseModel):
     funnel: Funnel = Funnel()
 
     @property
-    def rungs(self) -> tuple[tuple[float, int, float], ...]:
+    def rungs(self) -> tuple[Rung, ...]:
         """The rungs of the funnel that cost less than the full training, which needs none before it."""
-        return tuple(rung for rung in self.funnel.rungs if rung[0] < 1 or rung[1] < self.protocol.repeats)
+        return tuple(rung for rung in self.funnel.rungs if rung.steps < 1 or rung.seeds < self.protocol.repeats)
 
     @property
     def share(self) -> float:
         """Of the candidates that pass the gates, what is trained in full."""
-        return math.prod(keep for _, _, keep in self.rungs)
+        return math.prod(rung.keep for rung in self.rungs)
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over everything that makes it this search and no other."""

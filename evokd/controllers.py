@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, final
 
 from evokd.errors import unknown
+from evokd.funnel import part_of
 from evokd.genome.codec import to_names
 from evokd.genome.individual import Individual
 from evokd.losses.growth import loss_grammar
@@ -50,7 +50,7 @@ def make_controller(problem: Problem, seeds: Sequence[list], toolbox: Callable) 
 
 def parents(config: Config) -> int:
     """μ: the population, or twice what its rungs leave of a generation, so that there is a choice among parents."""
-    return min(config.population, math.ceil(round(2 * config.share * config.population, 6)))
+    return min(config.population, part_of(config.population, 2 * config.share))
 
 
 def survivors(problem: Problem) -> Callable[[Sequence[Individual], int], list[Individual]]:

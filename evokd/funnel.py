@@ -6,6 +6,7 @@ which the better part goes on. All of it is the same for every controller.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,11 @@ class Funnel:
         told = {name: asdict(passage) | {"seconds": round(passage.seconds, 3)} for name, passage in self.ledger.items()}
         self.ledger.clear()
         return told
+
+
+def part_of(count: int, share: float) -> int:
+    """A share of a count, rounded up: 0.4 of 30 is 12, whatever binary fractions make of it."""
+    return math.ceil(round(share * count, 9))
 
 
 def stopped(outcome: Outcome) -> bool:

@@ -6,7 +6,6 @@ Everything a user can get wrong about a pair is refused here, before a run folde
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from evokd.evaluate.fingerprint import Copies, Fingerprint, cosine, fingerprint,
 from evokd.evaluate.gates import probe, static
 from evokd.evaluate.own import OwnTraining
 from evokd.executor import Serial, Workers
-from evokd.funnel import Funnel
+from evokd.funnel import Funnel, part_of
 from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, content_key
@@ -82,7 +81,7 @@ class Problem:
             f"student {card['student']} ({card['student_parameters'] / 1000:.1f} k parameters)"
         )
         taps = [f"   {position:<13} student {student:<18} teacher {teacher}" for position, student, teacher in self.table]
-        full = math.ceil(round(config.share * config.population, 6))
+        full = part_of(config.population, config.share)
         evaluations = min(config.budget_evals or 1 << 30, config.generations * full)
         return [
             pair,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from evokd.funnel import stopped
+from evokd.funnel import part_of, stopped
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, Outcome, Status, content_key, rank
 from evokd.journal import Journal
@@ -43,7 +42,7 @@ class Budget:
 
     def through(self, count: int) -> int:
         """How many of so many candidates the screen lets through."""
-        return math.ceil(round(self.share * count, 9))
+        return part_of(count, self.share)
 
     def wanted(self, trained: int) -> int:
         """Candidates of the next generation."""
@@ -232,7 +231,7 @@ def arm(problem: Problem, name: str, controller: Controller, budget: Budget, see
     def train(jobs: Sequence[Training]) -> Iterator[Outcome]:
         return iter(problem.executor.map([problem.job(i, seeds[first:last], steps) for i, (first, last), steps in jobs]))
 
-    halving = Halving([Rung(*rung) for rung in config.rungs], len(seeds), train, funnel)
+    halving = Halving(config.rungs, len(seeds), train, funnel)
 
     def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
         for individual, outcome in zip(batch, halving.evaluate(batch), strict=True):

@@ -9,20 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
-from evokd.funnel import Funnel
+from evokd.config import Rung
+from evokd.funnel import Funnel, part_of
 from evokd.genome.individual import Individual, Outcome, Status
 
 Training = tuple[Individual, tuple[int, int], float]  # candidate, seeds from…to, share of the steps
-
-
-class Rung(NamedTuple):
-    """A short training: its share of the steps, its number of seeds, and the share of candidates that go on."""
-
-    steps: float
-    seeds: int
-    keep: float
 
 
 @dataclass
@@ -74,7 +66,7 @@ class Halving:
                 sound.append((outcome.fitness, individual))
                 self.note(individual, number, rung, outcome)
         order = sorted(sound, key=lambda pair: (-pair[0], pair[1].id))
-        kept = order[: math.ceil(round(rung.keep * len(batch), 9))]
+        kept = order[: part_of(len(batch), rung.keep)]
         for place, (fitness, individual) in list(enumerate(order, 1))[len(kept) :]:
             reason = f"rung {number}: place {place} of {len(batch)} with {fitness:.4g}"
             individual.settle(Outcome(Status.REJECTED, metrics=self._figures[individual.id], reason=reason))

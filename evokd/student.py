@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -26,7 +25,7 @@ from evokd.evaluate.distill import DivergedError
 from evokd.evaluate.students import StudentJob
 from evokd.finals import Entry, Row
 from evokd.folder import new_folder
-from evokd.funnel import Funnel, funnel_rows, told_funnel
+from evokd.funnel import Funnel, funnel_rows, part_of, told_funnel
 from evokd.genome.codec import to_names
 from evokd.genome.individual import Individual, Outcome, Status
 from evokd.journal import Journal, read_events, read_outcome
@@ -35,7 +34,7 @@ from evokd.mirror import Mirror
 from evokd.report.page import write_report
 from evokd.report.terminal import Terminal
 from evokd.run import Budget, Search, evaluation_seeds, replay
-from evokd.rungs import Halving, Rung, Training
+from evokd.rungs import Halving, Training
 from evokd.search.ageing import AgeingEvolution
 from evokd.search.controller import Controller
 from evokd.search.diswot import DiswotEvolution
@@ -100,11 +99,11 @@ def student_search(problem: StudentProblem) -> Search:
             if outcome.fitness is None:
                 individual.settle(replace(outcome, status=Status.REJECTED, metrics=problem.figures(individual)))
         sound = [i for i in batch if i.outcome is None]
-        _promote(sound, scores, math.ceil(round(promoted * len(sound), 9)), problem)
+        _promote(sound, scores, part_of(len(sound), promoted), problem)
 
     controller = Within(CONTROLLERS[config.controller](problem), problem.within)
     promoted = config.promote if config.evaluator == "cascade" else 1.0
-    rungs = [Rung(*rung) for rung in config.rungs] if tier in ("distill", "train") else []
+    rungs = config.rungs if tier in ("distill", "train") else ()
     halving = Halving(rungs, len(seeds), train, funnel)
     share = promoted * halving.share
     budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds, share)

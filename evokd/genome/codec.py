@@ -9,6 +9,7 @@ from deap import gp
 from evokd.errors import EvokdError
 from evokd.genome.grammar import Node
 
+LIMITS = {"value": (1e-3, 1e4), "tau": (0.1, 64.0)}  # sizes of weights and temperatures that variation and tuning keep to
 MAX_NODES = 400  # far above any tree that grows here; a bound for hostile input
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import exp
 
 from evokd.errors import EvokdError
+from evokd.genome.codec import LIMITS
 from evokd.genome.grammar import Grammar, Node, Rule
 from evokd.losses import schedules
 from evokd.losses.canonical import canonical
@@ -88,9 +89,9 @@ def _reachable(rules: list[Rule]) -> list[Rule]:
 def vary_number(node: Node, stream: random.Random) -> Node | None:
     """A weight or temperature near another: a log-normal step (σ = 0.7), rounded to two digits; None for other nodes."""
     ret = node.ret.__name__
-    if ret not in ("value", "tau"):
+    if ret not in LIMITS:
         return None
-    low, high = (1e-3, 1e4) if ret == "value" else (0.1, 64.0)
+    low, high = LIMITS[ret]
 
     def near(old: float) -> float:
         size = min(max(abs(old) * exp(stream.gauss(0, 0.7)), low), high) if old else 0.0

@@ -18,11 +18,10 @@ from typing import final
 
 from deap import cma
 
-from evokd.genome.codec import to_names, write_number
+from evokd.genome.codec import LIMITS, to_names, write_number
 from evokd.genome.grammar import Node, Rule, Tree
 from evokd.genome.individual import Fitness
 
-LIMITS = {"value": (1e-3, 1e4), "tau": (0.1, 64.0)}  # sizes of weights and temperatures, as mutation keeps them
 SPREAD = 0.7  # σ of the first steps, in logarithms, as mutation takes them
 SIZE = 2  # λ
 TRIES = 20  # draws of a point before there is nothing new near the parent
