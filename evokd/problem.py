@@ -21,15 +21,15 @@ from evokd.evaluate.bank import assemble, bank_key, open_bank, write_bank
 from evokd.evaluate.descent import descent
 from evokd.evaluate.distill import Distiller, Job, open_distiller
 from evokd.evaluate.fingerprint import Copies, Fingerprint, cosine, fingerprint, halves
-from evokd.evaluate.gates import probe, static
+from evokd.evaluate.gates import flaws, probe, static, trim
 from evokd.evaluate.own import OwnTraining
 from evokd.executor import Serial, Workers
 from evokd.funnel import Funnel, part_of
 from evokd.genome.codec import to_names
-from evokd.genome.grammar import Grammar
+from evokd.genome.grammar import Grammar, Tree
 from evokd.genome.individual import Individual, content_key
 from evokd.losses.growth import loss_grammar
-from evokd.losses.language import tree_from_names
+from evokd.losses.language import Term, tree_from_names
 from evokd.losses.own import load_operators
 from evokd.losses.program import compile_loss
 from evokd.losses.taps import Taps
@@ -110,12 +110,21 @@ class Problem:
         """Node names → fingerprint, remembered."""
         return cache(lambda names: fingerprint(tree_from_names(names), self.batches))
 
+    @cached_property
+    def flaw(self) -> Callable[[Term], str]:
+        """What is wrong with a term by itself on this pair."""
+        return flaws(*self.examples)
+
+    def trim(self, tree: Sequence) -> Tree:
+        """A loss without the terms that teach nothing here, if the gate `static` is asked at all."""
+        return trim(tree, self.flaw) if "static" in self.config.funnel.gates else list(tree)
+
     def funnel(self) -> Funnel:
         """The gates that the configuration names, cheapest first; each search has a memory of its own."""
         wanted, gamma = self.config.funnel.gates, self.config.protocol.gamma
         copies = Copies(self.batches, self.config.funnel.copies)
         gates = {
-            "static": lambda tree: static(tree, *self.examples),
+            "static": lambda tree: static(tree, self.flaw),
             "probe": lambda tree: probe(tree, *self.examples),
             "copies": copies.copy_of,
             "descent": lambda tree: descent(tree, *self.examples, gamma),

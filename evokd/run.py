@@ -63,6 +63,7 @@ class Search:
         seed: root of the streams.
         journal: where events go; set before the search runs.
         recorded: key → outcome, from the torn generation of a run that is resumed.
+        trim: tree → the same without what teaches nothing; asked of every proposal that is new.
         identity: text that is the same for candidates of one meaning; the written form if None.
         screen: looks at a generation's sound candidates together and settles those that shall not be evaluated.
         ledger: what gates and screen did since it was last called, as plain data.
@@ -81,6 +82,7 @@ class Search:
     recorded: dict[str, Outcome] = field(default_factory=dict)
     screen: Callable[[Sequence[Individual]], None] = lambda batch: None
     ledger: Callable[[], dict] = dict
+    trim: Callable[[Sequence], list] = list
     identity: Callable[[Individual], str] | None = None
     notice: Callable[[dict | None], None] = lambda summary: None
     individuals: list[Individual] = field(default_factory=list)
@@ -139,14 +141,20 @@ class Search:
 
     def admit(self, proposal: Individual) -> Individual | None:
         """The proposal in canonical form with an id, or None if its key was seen before."""
-        individual = Individual(list(self.grammar.canonical(proposal)), op=proposal.op, parents=proposal.parents)
-        key = self.key(individual)
-        if key in self.seen:
+        individual = self.canonical(proposal)
+        if self.key(individual) in self.seen:
             return None
-        self.seen.add(key)
+        individual = self.canonical(individual, self.trim(individual))
+        if self.key(individual) in self.seen:
+            return None
+        self.seen.add(self.key(individual))
         individual.id, individual.generation = len(self.individuals), self.generation
         self.individuals.append(individual)
         return individual
+
+    def canonical(self, proposal: Individual, tree: Sequence | None = None) -> Individual:
+        """A proposal with its tree, or with another, in canonical form."""
+        return Individual(list(self.grammar.canonical(tree or proposal)), op=proposal.op, parents=proposal.parents)
 
     def outcomes(self, batch: Sequence[Individual]) -> Iterator[Outcome]:
         """Recorded outcomes where a resumed run has them, fresh ones otherwise, in order."""
@@ -238,7 +246,7 @@ def arm(problem: Problem, name: str, controller: Controller, budget: Budget, see
             yield replace(outcome, metrics=outcome.metrics | {"size": float(len(individual))})
 
     search = Search(name, problem.grammar, controller, funnel, evaluate, budget, seed)
-    search.screen, search.ledger = halving.screen, funnel.close
+    search.screen, search.ledger, search.trim = halving.screen, funnel.close, problem.trim
     if config.funnel.tune:
         halving.tune = tuner(search, train, config.funnel.tune)
     return search

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from evokd.genome.individual import Status
@@ -124,3 +126,36 @@ def test_the_toy_is_what_it_says(tmp_path):
     assert toy.search.gate(toy.tree(["add", "mul", "2", "5", "3"])) != ""
     assert next(toy.evaluate([tree])).status is Status.DIVERGED
     assert TARGET - value_of(toy.tree(["mul", "5", "7"])) == 965
+
+
+def trimming(folder) -> Toy:
+    """A search in which a sum with 1 is trimmed to its other part."""
+    toy = Toy(folder, generations=3, size=8)
+    one = toy.grammar.nodes["1"]
+    toy.search.trim = lambda tree: list(tree)[1:-1] if tree[0].name == "add" and tree[-1] is one and ends(tree) else list(tree)
+    return toy
+
+
+def ends(tree) -> bool:
+    """Whether the last node is the whole second argument of the first."""
+    open_ = 1
+    for at, node in enumerate(tree[1:], 1):
+        open_ += node.arity - 1
+        if not open_:
+            return at == len(tree) - 2
+    return False
+
+
+def test_what_is_trimmed_is_journalled_trained_and_known_as_what_is_left(tmp_path):
+    toy = trimming(tmp_path / "whole")
+    events = toy.run()
+    trees = [event["tree"] for event in events if event["event"] == "individual"]
+    plain = Toy(tmp_path / "plain", generations=1, size=40)
+    assert any(event["tree"][0] == "add" and event["tree"][-1] == "1" for event in plain.run() if event["event"] == "individual")
+    assert not any(tree[0] == "add" and tree[-1] == "1" and ends(toy.tree(tree)) for tree in trees)
+    assert len({tuple(tree) for tree in trees}) == len(trees)
+    kept = events[: len(events) // 2]
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in kept))
+    again = [event for event in trimming(tmp_path / "cut").run() if event["event"] == "individual"]
+    assert [e["tree"] for e in again] == trees

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from evokd.genome.grammar import Node
-from evokd.losses.language import Term, to_terms
+from evokd.genome.grammar import Node, Tree
+from evokd.losses.language import Term, to_terms, to_tree
 from evokd.losses.program import DistillLoss, compile_loss
 from evokd.losses.schedules import Schedule
 from evokd.losses.taps import Taps
@@ -23,27 +24,45 @@ NOTHING = 1e-20  # of gradient times value, in double precision and for a weight
 RELATIVELY_NOTHING = 1e-10  # the same beside the value: what rounding leaves of zero
 
 
-def static(tree: Sequence[Node], student: Taps, teacher: Taps, labels: Tensor) -> str:
-    """What can be told of each term by itself: the gradient has a path to the student, is not always zero, and minds the teacher.
+def flaws(student: Taps, teacher: Taps, labels: Tensor) -> Callable[[Term], str]:
+    """What is wrong with a term by itself, each looked at once: its gradient has no path to the student, is always zero, or does not
+    mind the teacher.
 
-    A term is refused only if it is so on noise as well: on this batch a hinge may be content, or no label known. Weights do not matter,
-    but for a zero. Modules are not asked about the teacher: all of them read it, and one with a memory answers no two calls alike.
+    A term has a flaw only if it has it on noise as well: on this batch a hinge may be content, or no label known. Weights do not
+    matter, but for a zero. Modules are not asked about the teacher: all of them read it, and one with a memory answers no two calls
+    alike.
 
     Args:
-        tree: the candidate.
         student: taps of the untrained student.
         teacher: the teacher's taps for the same images.
         labels: (N,), −1 where unknown.
     """
     student, teacher = (leaves(taps, torch.float64) for taps in (student, teacher))
-    for number, term in enumerate(to_terms(tree), 1):
+
+    @cache
+    def flaw_of(term: Term) -> str:
         try:
-            flaw = _flaw(term, student, teacher, labels)
+            return _flaw(term, student, teacher, labels)
         except Exception as error:  # a user's operator may raise anything
             return told("static", error)
-        if flaw:
-            return f"static: term {number} {flaw}"
+
+    return lambda term: "is constant" if _numbers(term.weight) == {0.0} else flaw_of(replace(term, weight=1.0))
+
+
+def static(tree: Sequence[Node], flaw: Callable[[Term], str]) -> str:
+    """The first flaw of a term, by `flaws`."""
+    for number, term in enumerate(to_terms(tree), 1):
+        if found := flaw(term):
+            return found if found.startswith("static: ") else f"static: term {number} {found}"
     return ""
+
+
+def trim(tree: Sequence[Node], flaw: Callable[[Term], str]) -> Tree:
+    """A loss without the terms that teach nothing; as it is, if no term is sound or one raises an error."""
+    found = [(term, flaw(term)) for term in to_terms(tree)]
+    sound = [term for term, reason in found if not reason]
+    raised = any(reason.startswith("static: ") for _, reason in found)
+    return list(tree) if raised or len(sound) in (0, len(found)) else to_tree(sound)
 
 
 def probe(tree: Sequence[Node], student: Taps, teacher: Taps, labels: Tensor) -> str:
@@ -116,9 +135,7 @@ def told(gate: str, error: Exception) -> str:
 
 
 def _flaw(term: Term, student: Taps, teacher: Taps, labels: Tensor) -> str:
-    if _numbers(term.weight) == {0.0}:
-        return "is constant"
-    loss = DistillLoss((replace(term, weight=1.0),), student, teacher, 0).double()
+    loss = DistillLoss((term,), student, teacher, 0).double()
     flaw = _still(loss, student, teacher, labels)
     if flaw:
         return _still(loss, _noise(student, 1), _noise(teacher, 2), _any_labels(labels, student))

@@ -304,15 +304,18 @@ def rejected(problem: Problem) -> None:
 
 
 def judged(problem: Problem) -> tuple[list, list, int]:
-    """(refused, passed: (reason, text, tree) each; trees drawn)."""
+    """(refused, passed: (reason, text, tree) each, trimmed as the loop trims them; trees drawn)."""
     gates, refused, passed = sound_gates(problem), [], []
-    drawn, grammars = 0, [problem.grammar, loss_grammar(read_space("kd_zero").space, problem.grammar_positions)]
-    for tree in islice(in_turn(grammars), DRAWS):
+    drawn, seen, grammars = 0, set(), [problem.grammar, loss_grammar(read_space("kd_zero").space, problem.grammar_positions)]
+    for whole in islice(in_turn(grammars), DRAWS):
         drawn += 1
+        tree = grammars[0].canonical(problem.trim(whole))
+        text = grammars[0].write(tree)
         reason = gates(tree)
         home = refused if reason else passed
-        if len(home) < EACH:
-            home.append((reason, grammars[0].write(tree), tree))
+        if len(home) < EACH and text not in seen:
+            seen.add(text)
+            home.append((reason, text, tree))
         if len(refused) == EACH and len(passed) == EACH:
             break
     return refused, passed, drawn

@@ -1,14 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from evokd.evaluate.gates import probe, static
-from evokd.losses import KNOWN, Taps, parse_loss
+from evokd.evaluate import gates
+from evokd.evaluate.gates import flaws, probe, trim
+from evokd.losses import KNOWN, Taps, compile_loss, parse_loss, write_loss
 from evokd.losses.language import ALL, learn_operator, node_named, rules, to_terms
 from evokd.losses.modules import MODULES
 from evokd.losses.operators import EVERY, Transform
 from evokd.losses.transforms import TRANSFORMS
 from tests.losses.common import make_taps
+
+
+def static(tree, student, teacher, labels) -> str:
+    return gates.static(tree, flaws(student, teacher, labels))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +131,55 @@ def test_an_unlucky_batch_is_no_reason(made):
     hidden = torch.full_like(labels, -1)
     assert static(parse_loss(KNOWN["dkd"]), student, teacher, hidden) == ""
     assert static(parse_loss("kl(gt_binary(logits), tau=1)"), student, teacher, hidden) == ""
+
+
+def test_terms_that_teach_nothing_are_trimmed(made):
+    flaw = flaws(*made)
+    constant, sound = "kl(mean_C(features[-1]), tau=1)", "l2(logits) + 3*l1(logits) + l2(logits)"
+    assert write_loss(trim(parse_loss(f"{constant} + {sound}"), flaw)) == sound
+    assert write_loss(trim(parse_loss(f"0*kl(logits, tau=4) + 2*{constant} + {sound}"), flaw)) == sound
+    for whole in (sound, constant, f"{constant} + 0*l1(logits)"):
+        assert write_loss(trim(parse_loss(whole), flaw)) == whole
+    assert gates.static(parse_loss(f"{constant} + 0*l1(logits)"), flaw) == "static: term 1 is constant"
+
+
+def test_what_is_trimmed_has_the_gradient_of_the_whole(made):
+    student, teacher, labels = made
+    whole = parse_loss("2*l2(logits) + kl(mean_C(features[-1]), tau=1) + 5*kl(mean_C(features[-2]), tau=2)")
+    trimmed = trim(whole, flaws(*made))
+    assert 0 < len(trimmed) < len(whole)
+    leaf = replace(student, logits=student.logits.detach().requires_grad_())
+    first, second = (
+        torch.autograd.grad(compile_loss(t, leaf, teacher)(leaf, teacher, labels), leaf.logits)[0] for t in (whole, trimmed)
+    )
+    assert torch.equal(first, second)
+
+
+def test_each_term_is_looked_at_once_whatever_its_weight(made, own):
+    looks = []
+
+    def watched(f):
+        looks.append(1)
+        return f
+
+    own(watched)
+    flaw = flaws(*made)
+    assert gates.static(parse_loss("l2(watched(logits))"), flaw) == ""
+    count = len(looks)
+    assert count > 0
+    for text in ("3*l2(watched(logits))", "l1(logits) + 0.5*l2(watched(logits))"):
+        assert gates.static(parse_loss(text), flaw) == ""
+    assert len(looks) == count
+
+
+def test_a_term_that_raises_is_told_and_not_trimmed(made, own):
+    def torn(f):
+        raise ValueError("no")
+
+    own(torn)
+    tree = parse_loss("l2(logits) + l2(torn(logits))")
+    assert trim(tree, flaws(*made)) == tree
+    assert static(tree, *made) == "static: ValueError: no"
 
 
 def test_static_tells_what_an_operator_raised(made, own):
