@@ -3,22 +3,40 @@
 Cost is told in full trainings, rungs by their share of steps and seeds, and in seconds, which compare only where the machine was as busy.
 
 python -m tests.bench.efficiency trainings|seconds RUN…     folders of one protocol, told apart by `funnel.rungs` and `funnel.tune`
+python -m tests.bench.efficiency stock SEEDS RUN…           the same by trainings, beside a stock DEAP loop, which is run now
+
+The stock loop is eaSimple on the same space and evaluator. It trains duplicates again, which costs it a training, though it is not done
+here, as their outcome is known.
 """
 
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from evokd.config import Config, read_config
+from deap import algorithms, tools
+
+from evokd.config import Config, make_config, read_config
+from evokd.genome.individual import Individual
 from evokd.journal import read_events
+from evokd.problem import Problem, open_problem
+from evokd.run import evaluation_seeds
+from evokd.streams import lend, stream
+from tests.bench.funnel import CROSSED, MUTATED, stock_toolbox
 
 Curve = list[tuple[float, float]]  # (cost or seconds, best so far)
 
 
+TRAININGS, SIZE = 72, 12  # of the stock loop
+
+
 def main(unit: str, *folders: str) -> None:
     arms: dict[str, list[tuple[Curve, float]]] = {}
+    if unit == "stock":
+        count, *folders = folders
+        unit, arms["stock"] = "trainings", [(points, float("nan")) for points in stock_curves(int(count))]
     for folder in map(Path, folders):
         arms.setdefault(arm_of(folder), []).append((curve(folder, unit), tested(folder)))
     for name, runs in arms.items():
@@ -58,6 +76,43 @@ def tested(folder: Path) -> float:
     """Mean test accuracy of the first row of the finals."""
     finals = [event for event in read_events(folder) if event["event"] == "final"]
     return statistics.fmean(event["metrics"]["accuracy"] for event in finals if event["row"] == finals[0]["row"])
+
+
+def stock_curves(count: int) -> list[Curve]:
+    problem = open_problem(make_config({"tracking_uri": "none", "population": SIZE}), lambda line: None)
+    curves = [Stocked(problem, seed).curve for seed in range(1, count + 1)]
+    problem.executor.close()
+    return curves
+
+
+class Stocked:
+    """eaSimple with the default search's protocol, until it has spent its trainings."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.problem, self.known, self.curve = problem, {}, []
+        self.seeds, self.spent, self.best = evaluation_seeds(seed, "search", problem.config.protocol.repeats), 0, 0.0
+        toolbox = stock_toolbox(problem.grammar, Counter())
+        toolbox.register("evaluate", lambda tree: (0.0,))
+        toolbox.register("map", lambda evaluate, trees: self.evaluate(list(trees)))
+        with lend(stream(seed, "bench", "stock")):
+            population = tools.initRepeat(list, toolbox.individual, SIZE)
+            algorithms.eaSimple(population, toolbox, CROSSED, MUTATED, 3 * TRAININGS // SIZE, verbose=False)
+        print(f"  stock, seed {seed}: {self.spent} trainings of {len(self.known)} losses, best {self.best:.2f}", flush=True)
+
+    def evaluate(self, trees: Sequence[list]) -> list[tuple[float]]:
+        """Fitness of each tree; 0 beyond the budget, where nothing is trained."""
+        grammar, paid = self.problem.grammar, [self.problem.grammar.canonical(tree) for tree in trees[: TRAININGS - self.spent]]
+        texts = [grammar.write(tree) for tree in paid]
+        new = {text: tree for text, tree in zip(texts, paid, strict=True) if text not in self.known}
+        jobs = [self.problem.job(Individual(tree), self.seeds) for tree in new.values()]
+        for text, outcome in zip(new, self.problem.executor.map(jobs), strict=True):
+            self.known[text] = outcome.fitness or 0.0
+        self.spent += len(texts)
+        found = [self.known[text] for text in texts] + [0.0] * (len(trees) - len(texts))
+        self.best = max([self.best, *found])
+        if texts:
+            self.curve.append((float(self.spent), self.best))
+        return [(each,) for each in found]
 
 
 def at(points: Curve, seconds: float) -> float:

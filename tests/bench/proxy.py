@@ -28,7 +28,7 @@ SHARES, SEEDS, LONG = (0.1, 0.2, 0.35, 0.5, 1.0), (1, 3), 5.0
 
 def main(data: str = "digits", teacher: str = "", student: str = "", steps: int = 0, count: int = 99) -> None:
     with tempfile.TemporaryDirectory() as out:
-        settings = {"data": data, "out": out, "tracking_uri": "none", "space": "extended"}
+        settings = {"data": data, "out": out, "tracking_uri": "none", "space": "extended", "cache_gib": 8.0}
         settings |= {"teacher": teacher, "student": student} if teacher else {}
         protocol = [f"protocol.steps={steps}"] if int(steps) else []
         protocol += ["protocol.transfer=2000"] if teacher else []
