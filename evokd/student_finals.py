@@ -10,9 +10,11 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evokd.checkpoint import write_whole
+from evokd.controllers import reward_of
 from evokd.errors import EvokdError
 from evokd.evaluate.students import StudentJob
 from evokd.finals import Entry, Row, row_of
@@ -34,24 +36,29 @@ def text_of(problem: StudentProblem, tree: Sequence) -> str:
 
 
 def choose(problem: StudentProblem, individuals: Sequence[Individual], journal: Journal, say: Say) -> Individual:
-    """The best of the leaders after more validation seeds; what is not trained has nothing to confirm.
+    """The best of the leaders, by the configured reward, after more validation seeds; what is not trained has nothing to confirm.
 
     Raises:
         EvokdError: if there is no leader.
     """
     config = problem.config
-    leaders = sorted((i for i in individuals if i.ok), key=rank)[: config.confirm]
+    reward = reward_of(config)
+    valued = [(reward(i.outcome), i) for i in individuals]
+    order = sorted((pair for pair in valued if pair[0] is not None), key=lambda pair: (-pair[0], pair[1].id))
+    leaders = [i for _, i in order[: config.confirm]]
     if not leaders:
         reasons = "; ".join(sorted({i.outcome.reason[:60] for i in individuals if i.outcome.reason})[:3])
         raise EvokdError("search", "at least one student that can be judged", "none", f"see {journal.path}: {reasons}")
-    if config.evaluator in ("score", "tabular"):
+    if config.evaluator in ("score", "shared", "tabular"):
         return leaders[0]
     say(f"confirming: the best {len(leaders)} once more on validation")
     seeds = evaluation_seeds(config.seed, "confirm", config.confirm_repeats)
     jobs = [problem.job(i, TIERS.get(config.evaluator, config.evaluator), seeds) for i in leaders]
-    found = {i.id: outcome.fitness for i, outcome in zip(leaders, problem.executor.map(jobs), strict=True)}
+    outcomes = problem.executor.map(jobs)
+    again = {i.id: replace(i.outcome, status=o.status, fitness=o.fitness) for i, o in zip(leaders, outcomes, strict=True)}
     for i in leaders:
-        journal.write("confirm", id=i.id, text=text_of(problem, i), fitness=found[i.id])
+        journal.write("confirm", id=i.id, text=text_of(problem, i), fitness=again[i.id].fitness)
+    found = {i.id: reward(outcome) for i, outcome in zip(leaders, again.values(), strict=True)}
     return max(leaders, key=lambda i: (-math.inf if found[i.id] is None else found[i.id], -i.id))
 
 
@@ -61,7 +68,7 @@ def luck(problem: StudentProblem, drawn: Sequence[Individual], journal: Journal,
     seeds = evaluation_seeds(config.seed, "search", config.protocol.repeats)
     jobs = [problem.job(i, TIERS.get(config.evaluator, config.evaluator), seeds) for i in drawn]
     for done, (individual, outcome) in enumerate(zip(drawn, problem.executor.map(jobs), strict=True), 1):
-        individual.settle(outcome)
+        individual.settle(replace(outcome, metrics=outcome.metrics | problem.figures(individual)))
         journal.write("baseline", name="random", trial=done, text=text_of(problem, individual), fitness=outcome.fitness)
         say(f"random search: {done}/{len(drawn)} trained")
     return choose(problem, drawn, journal, say) if any(i.ok for i in drawn) else None

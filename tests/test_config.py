@@ -107,3 +107,19 @@ def test_a_broken_file_is_refused_by_name(raw, tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(EvokdError, match="a readable configuration"):
         read_config(tmp_path / "config.toml")
+
+
+def test_on_the_table_with_a_clock_starts_are_large_unless_told_otherwise():
+    tabular = {"task": "student", "evaluator": "tabular", "space": "nas_bench_201"}
+    assert make_config(tabular).prior == "parameters"
+    assert make_config(tabular, ["prior=none"]).prior == "none"
+    assert make_config({"task": "student"}).prior == make_config(tabular | {"space": "resnet_s0"}).prior == "none"
+
+
+def test_hyperband_has_brackets_in_place_of_the_funnel():
+    """Li et al. (JMLR 2018), η = 3 and R = 9: brackets that begin at a ninth, at a third, and in full length."""
+    hyperband, usual = make_config({"controller": "tpe_hyperband"}), make_config({})
+    assert [[(round(9 * rung.steps), rung.seeds, round(3 * rung.keep)) for rung in rungs] for rungs in hyperband.brackets] == [
+        [(1, 1, 1), (3, 1, 1)], [(3, 1, 1)], []]  # fmt: skip
+    assert hyperband.share == 1
+    assert usual.brackets == (usual.rungs,) == (usual.funnel.rungs,)

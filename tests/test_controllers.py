@@ -1,17 +1,33 @@
 """The controllers that a search is configured with: how they are put together, run, resume and shrink their space."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
+from statistics import fmean
 
 import pytest
 
 import evokd.controllers
 from evokd import evolve_distiller
 from evokd.config import make_config
-from evokd.controllers import Shrinking, check_controller, make_controller
+from evokd.controllers import (
+    CONTROLLERS,
+    OPTUNA,
+    Rewarded,
+    Shrinking,
+    Wanted,
+    check_controller,
+    make_controller,
+    make_student_controller,
+    shared,
+)
 from evokd.distiller import resume
 from evokd.errors import EvokdError
+from evokd.evolve import main
 from evokd.genome.grow import grow_tree, random_chooser
 from evokd.genome.individual import Individual, Outcome, Status, rank
 from evokd.journal import Journal, read_events, without_clock
@@ -21,8 +37,11 @@ from evokd.search.evolution import Evolution, default_toolbox
 from evokd.search.front import FrontEvolution
 from evokd.search.islands import Islands
 from evokd.search.random import RandomSearch
+from evokd.search.reinforce import Reinforce
+from evokd.search.rewards import Reward
 from evokd.shrink import Evidence, weigh
 from evokd.streams import stream
+from evokd.tabular_search import open_table_problem
 
 
 @pytest.fixture
@@ -120,6 +139,142 @@ def test_niches_make_room_for_another_idea(opened):
         controller.tell(told)
         populations.append([i.id for i in sorted(controller.population, key=rank)])
     assert populations == [[0, 1, 2], [0, 1, 3]]
+
+
+# --- names, rewards and priors -------------------------------------------------------------------------------------------------
+
+HERE = [name for name in CONTROLLERS if find_spec("optuna") or name not in OPTUNA]
+
+
+@pytest.fixture
+def table(shared_data, tmp_path):
+    """(settings) → a problem of students on the table of NAS-Bench-201."""
+    base = {"task": "student", "space": "nas_bench_201", "evaluator": "tabular", "tables": str(shared_data), "out": str(tmp_path)}
+    return lambda **more: open_table_problem(make_config(base | more))
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_one_name_stands_for_one_controller_of_losses_and_of_students(opened, table, name):
+    losses = make_controller(opened(controller=name), [], default_toolbox)
+    students = make_student_controller(table(controller=name))
+    assert type(losses) is type(students) is type(CONTROLLERS[name](Wanted(losses.grammar)))
+    assert losses.grammar.name != students.grammar.name
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "epochs"),
+    [("reinforce", "factorised", 1), ("reinforce", "lstm", 1), ("ppo", "factorised", 4), ("ppo", "lstm", 5)],
+)
+def test_a_policy_learns_as_often_as_it_was_measured(opened, name, policy, epochs):
+    made = make_controller(opened(controller=name, policy=policy), [], default_toolbox)
+    assert (type(made), made.epochs, hasattr(made.policy, "lstm")) == (Reinforce, epochs, policy == "lstm")
+
+
+def test_lstms_of_islands_begin_with_other_weights_and_one_alone_with_those_of_the_seed(opened):
+    def weights(**settings):
+        made = make_controller(opened(controller="ppo", policy="lstm", **settings), [], default_toolbox)
+        return [tuple(one.policy.head.weight.flatten().tolist()) for one in getattr(made, "controllers", [made])]
+
+    assert len(set(weights(islands=3))) == 3
+    assert weights(islands=3) == weights(islands=3)
+    assert weights(seed=1) != weights(seed=2)
+
+
+def test_islands_share_what_there_is_and_keep_two_parents_each():
+    found = shared(Wanted(None, 5, seeds=[1, 2, 3]), make_config({"islands": 3, "seed": 4}))
+    assert [(want.size, want.seeds) for want in found] == [(2, [1]), (2, [2]), (2, [3])]
+    assert len({want.seed for want in found}) == 3
+
+
+def test_a_controller_is_told_the_reward_and_no_one_else(opened):
+    made = make_controller(opened(reward="soft", reward_target=10.0, population=2), [], default_toolbox)
+    assert type(made) is Rewarded
+    told = [
+        settled(parse_loss(text), n, f) for n, (text, f) in enumerate([("l1(logits)", 50.0), ("l2(logits) + l1(logits)", 52.0)])
+    ]
+    told.append(settled(parse_loss("kl(logits, tau=2)"), 2))
+    made.tell(told)
+    seen = {i.id: i.fitness.values[0] for i in made.controller.population}
+    assert seen == {i.id: pytest.approx(i.outcome.fitness * (len(i) / 10) ** -0.07) for i in told[:2]}
+    assert [i.outcome.fitness for i in told] == [50.0, 52.0, None]
+
+
+def test_a_trade_in_percent_and_what_has_no_cost():
+    told = Rewarded(RandomSearch(None), Reward("abs", "latency_ms", 2.0, 100.0))
+    tree = parse_loss("l1(logits)")
+    individual = Individual(list(tree), op="node@1", parents=(3,))
+    individual.id, individual.generation = 7, 2
+    individual.settle(Outcome(Status.OK, 90.0, {"latency_ms": 3.0}))
+    seen = told.seen(individual)
+    assert seen.fitness.values == (pytest.approx(85.0),)  # 100 · (0.9 − 0.1 · |3/2 − 1|)
+    assert (list(seen), seen.op, seen.parents, seen.id, seen.generation) == (list(tree), "node@1", (3,), 7, 2)
+    individual.settle(Outcome(Status.OK, 90.0))
+    assert told.seen(individual).outcome.reason == "reward: no latency_ms"
+    assert individual.ok
+
+
+def test_starts_by_the_prior_are_large_and_within_the_limits(table):
+    def sizes(controller="evolution", **more):
+        problem = table(controller=controller, **more)
+        made = make_student_controller(problem)
+        return [problem.cost(made.ask(0, stream(0, n))).parameters for n in range(8)]
+
+    assert min(sizes()) > max(sizes(prior="none")) * 0.7
+    assert fmean(sizes()) > 1.5 * fmean(sizes(prior="none"))
+    limited = sizes("local", max_params=300_000)
+    assert max(limited) <= 300_000 < max(sizes("local"))
+    assert min(limited) > 150_000
+
+
+REFUSED = {
+    "--controller reinforcee": "did you mean 'reinforce'",
+    "--policy gru": "--policy: expected 'factorised' or 'lstm', got 'gru'",
+    "--reward gentle": "--reward: expected 'fitness', 'soft', 'hard' or 'abs', got 'gentle'",
+    "--reward soft": "--reward soft: expected --reward-target, in the unit of latency_ms, got none",
+    "--reward soft --reward-target 3": "--reward soft: expected --latency-device, whose table has latencies, got none",
+    "--reward soft --reward-target 3 --latency-device pixl3": "--latency-device: .*did you mean 'pixel3'",
+    "--reward hard --reward-cost size --reward-target 3": "--reward-cost: expected 'latency_ms', 'macs' or 'parameters'",
+    "--reward abs --reward-target 0": "--reward-target: expected greater than 0",
+    "--reward abs --reward-target 3 --evaluator score": "an accuracy to trade, got a score",
+    "--reward abs --reward-target 3 -s fitness=ce": "an accuracy to trade, got ce",
+    "--prior depth": "--prior: expected 'none', 'parameters' or 'macs'",
+    "-s shrink_every=2": "--shrink-every: expected a search for a distiller",
+    "-s alike=0.9": "-s alike: expected a search for a distiller",
+    "--controller tpe_hyperband": "trainings of several lengths, got a table of nas_bench_201, which has one; take tpe",
+    "--controller tpe_hyperband --evaluator score": "trainings of several lengths, got a score",
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_cannot_work_is_said_in_one_line(options, shared_data, tmp_path, capsys):
+    if "hyperband" in options:
+        pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'evokd[optuna]'")
+    settings = [
+        "--space",
+        "nas_bench_201",
+        "--evaluator",
+        "tabular",
+        "--tables",
+        str(shared_data),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(["student", *settings, "--quiet", *options.split(" ")]) == 2
+    said = capsys.readouterr()
+    assert re.search(REFUSED[options], said.err), said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert not list(tmp_path.glob("out/*student*"))
+
+
+def test_without_optuna_its_controllers_say_what_to_install(opened, monkeypatch):
+    monkeypatch.setattr("evokd.search.tpe.find_spec", lambda name: None)
+    with pytest.raises(EvokdError, match=r"pip install 'evokd\[optuna\]'"):
+        check_controller(opened(controller="tpe").config)
+
+
+def test_optuna_is_not_imported_before_it_is_needed():
+    code = "import sys, evokd.controllers, evokd.student; print('optuna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 # --- shrinkage ---------------------------------------------------------------------------------------------------------------

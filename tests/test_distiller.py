@@ -22,7 +22,17 @@ from evokd.models.resnet import ResNet
 from evokd.report.terminal import Terminal
 from evokd.space import read_space
 
-FILES = {"config.toml", "space.toml", "environment.txt", "events.jsonl", "state.json", "front.csv", "report.html", "best"}
+LINEAGE = {"lineage.html", "lineage.svg", "lineage.png"}
+FILES = {
+    "config.toml",
+    "space.toml",
+    "environment.txt",
+    "events.jsonl",
+    "state.json",
+    "front.csv",
+    "report.html",
+    "best",
+} | LINEAGE
 BEST = {"loss.json", "loss.py", "loss.tex", "loss.sympy.txt"}
 
 

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import statistics
+from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from evokd import evolve_student
 from evokd.config import make_config, read_config
+from evokd.controllers import CONTROLLERS, OPTUNA, make_student_controller
 from evokd.data import read_data
 from evokd.errors import EvokdError
 from evokd.evaluate.tabular import read_table
@@ -27,12 +29,14 @@ from evokd.models.resnet import ResNet
 from evokd.models.zoo import build
 from evokd.report.terminal import Terminal
 from evokd.search.random import RandomSearch
-from evokd.student import CONTROLLERS, StudentResult, Within, random_students, resume, run
+from evokd.student import StudentResult, Within, random_students, resume, run
 from evokd.student_problem import open_student_problem, students_within
 from evokd.students import nas_bench_201, read_student_space
 from evokd.tabular_search import RUNS, open_table_problem
 
+LINEAGE = {"lineage.html", "lineage.svg", "lineage.png"}
 QUIET = Terminal(quiet=True)
+TABULAR = [name for name in CONTROLLERS if name not in OPTUNA or (name == "tpe" and find_spec("optuna"))]
 LIMIT = 4_000
 
 
@@ -62,7 +66,16 @@ def events(result):
 
 
 def test_the_run_folder_holds_what_the_design_promises(result):
-    wanted = {"config.toml", "space.toml", "environment.txt", "events.jsonl", "state.json", "front.csv", "report.html", "best"}
+    wanted = {
+        "config.toml",
+        "space.toml",
+        "environment.txt",
+        "events.jsonl",
+        "state.json",
+        "front.csv",
+        "report.html",
+        "best",
+    } | LINEAGE
     assert {p.name for p in result.run.iterdir()} - {".lock"} == wanted
     assert read_config(result.run / "config.toml").task == "student"
     body = json.loads((result.run / "best" / "student.json").read_text())
@@ -287,7 +300,7 @@ def test_a_search_on_a_table_says_its_clock_and_its_figures(table, capsys):
     assert re.search(r"random search +\d\d\.\d\d ± \d\.\d\d", said)
 
 
-@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("controller", TABULAR)
 @pytest.mark.parametrize(("space", "count"), [("resnet_s0", 16), ("nas_bench_macro", 200)])
 def test_tables_without_a_clock_count_students(table, space, count, controller):
     found = search(table, space=space, controller=controller)
@@ -331,8 +344,20 @@ def test_latencies_of_a_device_are_journalled_and_are_what_nsga2_minimises(table
         e["metrics"]["latency_ms"] == cells.latency(e["text"], "pixel3") for e in events if e["status"] == "OK" and e not in dead
     )
     assert not any("latency_ms" in e["metrics"] for e in dead)
-    problem = open_table_problem(make_config(table | {"space": "nas_bench_201", "latency_device": "pixel3"}))
-    assert CONTROLLERS["nsga2"](problem).costs == ("parameters", "latency_ms")
+    problem = open_table_problem(
+        make_config(table | {"space": "nas_bench_201", "latency_device": "pixel3", "controller": "nsga2"})
+    )
+    assert make_student_controller(problem).costs == ("parameters", "latency_ms")
+
+
+def test_a_search_for_a_reward_ends_with_the_best_by_reward(table, shared_data):
+    traded = {"reward": "soft", "reward_target": 4.0, "latency_device": "pixel3", "budget_seconds": 3000.0}
+    found = search(table, space="nas_bench_201", controller="reinforce", **traded)
+    cells = read_table("nas_bench_201", shared_data)
+    trained = [e for e in individuals(read_events(found.run)) if e["status"] == "OK" and "latency_ms" in e["metrics"]]
+    reward = {e["text"]: e["fitness"] * (cells.latency(e["text"], "pixel3") / 4.0) ** -0.07 for e in trained}
+    assert found.rows[0].entry.text == max(reward, key=reward.get)
+    assert found.rows[0].entry.text != max(trained, key=lambda e: e["fitness"])["text"]
 
 
 def test_a_notebook_gives_its_own_teacher_and_data(small):

@@ -8,10 +8,10 @@ from random import Random
 from typing import final
 
 from evokd.genome.grammar import Grammar
-from evokd.genome.grow import grow_tree, random_chooser
 from evokd.genome.individual import Individual, rank
 from evokd.genome.variation import MUTATIONS
 from evokd.search.evolution import MUTATION_WEIGHTS
+from evokd.search.fresh import grow_afresh
 
 SIZE, TOURNAMENT = 100, 25  # P and S of the paper's large runs; with the hundred evaluations of NAS-Bench-201, 10 and 3
 TRIES = 20  # draws of a mutation before a tree counts as one that cannot change
@@ -31,10 +31,6 @@ def mutate_once(parent: Individual, grammar: Grammar, mutations: Mapping[str, fl
         if child != parent:
             return Individual(list(child), op=name, parents=(parent.id,))
     return grow_afresh(grammar, stream)
-
-
-def grow_afresh(grammar: Grammar, stream: Random) -> Individual:
-    return Individual(grow_tree(grammar, random_chooser(stream)), op="random")
 
 
 @final

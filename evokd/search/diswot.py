@@ -13,7 +13,8 @@ from typing import final
 
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, rank
-from evokd.search.ageing import grow_afresh, mutate_once, usual_mutations
+from evokd.search.ageing import mutate_once, usual_mutations
+from evokd.search.fresh import grow_afresh
 
 # Our choice, as the algorithm comes without numbers; made on NAS-Bench-201 with a hundred evaluations.
 SIZE, RATIO, TOPK = 20, 0.5, 2

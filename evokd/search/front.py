@@ -13,8 +13,9 @@ from evokd.errors import unknown
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual, rank
 from evokd.genome.variation import mate
-from evokd.search.ageing import grow_afresh, mutate_once, usual_mutations
+from evokd.search.ageing import mutate_once, usual_mutations
 from evokd.search.evolution import CROSSOVER, FRESH
+from evokd.search.fresh import grow_afresh
 
 
 @final

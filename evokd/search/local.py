@@ -7,16 +7,16 @@ The control that every cleverer controller must beat: with a hundred evaluations
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import final
 
 from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Individual
-from evokd.search.ageing import TRIES, grow_afresh, mutate_once, usual_mutations
+from evokd.search.ageing import TRIES, mutate_once, usual_mutations
+from evokd.search.fresh import DRAWN, Prior, grow_afresh
 
-STARTS = 200  # random trees that a prior chooses a start from
 PATIENCE = 30  # neighbours tried where they cannot be listed; below the loop's own patience
 
 
@@ -48,12 +48,12 @@ class LocalSearch:
     def __init__(
         self,
         grammar: Grammar,
-        prior: Callable[[Individual], float] | None = None,
-        starts: int = STARTS,
+        prior: Prior | None = None,
+        starts: int = DRAWN,
         patience: int | None = None,
         mutations: Mapping[str, float] | None = None,
     ) -> None:
-        self.grammar, self.prior, self.starts = grammar, prior, starts if prior else 1
+        self.grammar, self.prior, self.starts = grammar, prior, starts
         self.mutations = mutations or usual_mutations(grammar)
         self.listed = set(self.mutations) == {"node"}
         self.patience = patience if patience is not None else math.inf if self.listed else PATIENCE
@@ -68,9 +68,8 @@ class LocalSearch:
         return proposal
 
     def start(self, stream: Random) -> Individual:
-        trees = [grow_afresh(self.grammar, stream) for _ in range(self.starts)]
-        best = max(trees, key=self.prior) if self.prior else trees[0]
-        best.op = "random" if self.current is None else _restart(self.current)
+        best = grow_afresh(self.grammar, stream, self.prior, self.starts)
+        best.op = best.op if self.current is None else _restart(self.current)
         return best
 
     def neighbour(self, stream: Random) -> Individual | None:

@@ -23,7 +23,8 @@ from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar, Node
 from evokd.genome.grow import grow_tree
 from evokd.genome.individual import Individual
-from evokd.search.ageing import TRIES, grow_afresh
+from evokd.search.ageing import TRIES
+from evokd.search.fresh import grow_afresh
 from evokd.search.rewards import Reward
 from evokd.streams import derive
 

@@ -27,15 +27,14 @@ def hard(accuracy: float, ratio: float) -> float:
     return accuracy * min(ratio**HARD, 1.0)
 
 
-def absolute(accuracy: float, ratio: float, weight: float = ABSOLUTE) -> float:
+def absolute(accuracy: float, ratio: float) -> float:
     """ACC − 0.1 · |LAT/T − 1|, which holds to the target from both sides (TuNAS, Bender et al., CVPR 2020).
 
     Args:
-        accuracy: of any sign.
+        accuracy: in [0, 1], which the weight is meant for.
         ratio: LAT/T.
-        weight: −0.1 for accuracies in [0, 1], −10 for percent.
     """
-    return accuracy + weight * abs(ratio - 1.0)
+    return accuracy + ABSOLUTE * abs(ratio - 1.0)
 
 
 REWARDS: dict[str, Callable[[float, float], float]] = {"soft": soft, "hard": hard, "abs": absolute}
@@ -49,6 +48,7 @@ class Reward:
         name: `fitness`, `soft`, `hard` or `abs`.
         cost: the metric of the outcome that LAT is, such as "latency_ms" or "macs".
         target: T, in the metric's unit.
+        one: what an accuracy of 1 is: 100 where fitness is in percent.
 
     Raises:
         EvokdError: an unknown name, or a trade without a positive target.
@@ -57,6 +57,7 @@ class Reward:
     name: str = "fitness"
     cost: str = "latency_ms"
     target: float | None = None
+    one: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name not in ("fitness", *REWARDS):
@@ -74,4 +75,6 @@ class Reward:
         if not self.trades:
             return outcome.fitness
         cost = outcome.metrics.get(self.cost, math.inf)
-        return REWARDS[self.name](outcome.fitness, cost / self.target) if 0 < cost < math.inf else None
+        if not 0 < cost < math.inf:
+            return None
+        return self.one * REWARDS[self.name](outcome.fitness / self.one, cost / self.target)

@@ -3,28 +3,25 @@
 They see the validation accuracy on CIFAR-10 after 12 epochs and are judged by the incumbent's test accuracy after 200, on
 CIFAR-10 and CIFAR-100. A repeated student is either paid for again, as published, or asked for anew, as evokd's loop does.
 
-python -m tests.bench.tabular [RUNS]
+python -m tests.bench.tabular [--runs N] [--seconds S] [--first SEED] [CONTROLLER …]
 """
 
+import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from evokd.controllers import CONTROLLERS, Wanted
 from evokd.evaluate.tabular import Simulation, Table, read_table, simulate
 from evokd.genome.grammar import Grammar
 from evokd.genome.individual import Outcome, Status
 from evokd.run import PATIENCE
-from evokd.search.ageing import AgeingEvolution
 from evokd.search.controller import Controller
-from evokd.search.diswot import DiswotEvolution
-from evokd.search.evolution import Evolution
+from evokd.search.fresh import Prior
 from evokd.search.local import LocalSearch
-from evokd.search.random import RandomSearch
-from evokd.search.reinforce import Reinforce
 from evokd.streams import stream
 from evokd.students import read_student_space
 from evokd.students.space import StudentSpace
@@ -38,21 +35,36 @@ def parameters_of(text: str) -> int:
     return space.cost(space.read(text), 10, 3, 32).parameters
 
 
+def parameters(grammar: Grammar) -> Prior:
+    """Parameters of a cell: a prior that costs nothing."""
+    return lambda tree: parameters_of(grammar.write(tree))
+
+
 def largest_first(grammar: Grammar) -> LocalSearch:
-    """Starts are the largest of 200 random cells: a prior that costs nothing."""
-    return LocalSearch(grammar, prior=lambda tree: parameters_of(grammar.write(tree)))
+    """Starts are the largest of 200 random cells."""
+    return LocalSearch(grammar, parameters(grammar))
 
 
-CONTROLLERS: dict[str, tuple[Callable[[Grammar], Controller], int]] = {  # with the size of a generation
-    "random": (RandomSearch, 1),
-    "ageing, P10 S3": (lambda grammar: AgeingEvolution(grammar, 10, 3), 1),
-    "Algorithm 1": (DiswotEvolution, 1),
-    "evolution, μ20": (lambda grammar: Evolution(grammar, 20), 20),
-    "local": (LocalSearch, 1),
-    "local, largest": (largest_first, 1),
-    "REINFORCE": (Reinforce, 1),
-    "PPO": (lambda grammar: Reinforce(grammar, epochs=4), 10),
+def named(name: str, size: int = 1, prior: bool = False, **options) -> tuple[Callable[[Grammar], Controller], int]:
+    """A controller of the command line, and the size of its generations."""
+    mu = max(size, 10)
+    make = CONTROLLERS[name]
+    return lambda grammar: make(Wanted(grammar, mu, prior=parameters(grammar) if prior else None, **options)), size
+
+
+ROWS: dict[str, tuple[Callable[[Grammar], Controller], int]] = {  # with the size of a generation
+    "random": named("random"),
+    "ageing, P10 S3": named("ageing"),
+    "Algorithm 1": named("diswot"),
+    "evolution, μ20": named("evolution", 20),
+    "evolution, prior": named("evolution", 10, prior=True),
+    "local": named("local"),
+    "local, prior": named("local", prior=True),
+    "REINFORCE": named("reinforce"),
+    "PPO": named("ppo", 10),
+    "TPE": named("tpe"),
 }
+SLOW = {"TPE": 10}  # as often fewer runs: seconds each
 PUBLISHED = {  # Dong & Yang (ICLR 2020), 500 runs of the same protocol
     "random": "93.70 ± 0.36  71.04 ± 1.07",
     "ageing, P10 S3": "93.92 ± 0.30  71.84 ± 0.99",
@@ -91,7 +103,13 @@ class Played:
 
 
 def play(
-    table: Table, space: StudentSpace, make: Callable[[Grammar], Controller], size: int = 1, seed: int = 0, anew: bool = False
+    table: Table,
+    space: StudentSpace,
+    make: Callable[[Grammar], Controller],
+    size: int = 1,
+    seed: int = 0,
+    anew: bool = False,
+    seconds: float = 12_000.0,
 ) -> Simulation:
     """One run of a controller on the simulated clock.
 
@@ -102,9 +120,10 @@ def play(
         size: of a generation.
         seed: of the streams.
         anew: whether a student seen before is asked for anew, rather than paid for again.
+        seconds: the budget, simulated.
     """
     played = Played(space, make(space.grammar), size, seed, anew)
-    return simulate(played.ask, played.tell, table)
+    return simulate(played.ask, played.tell, table, seconds)
 
 
 def tests(table: Table, runs: list[Simulation], column: str) -> tuple[float, float]:
@@ -113,19 +132,28 @@ def tests(table: Table, runs: list[Simulation], column: str) -> tuple[float, flo
     return statistics.fmean(values), statistics.pstdev(values)
 
 
-def main(count: int) -> None:
+def main(given: argparse.Namespace) -> None:
     table, space = read_table("nas_bench_201", DATA), read_student_space("nas_bench_201")
-    print(f"{count} runs; test accuracy (%) on CIFAR-10 and CIFAR-100, mean ± deviation; published: Dong & Yang, ICLR 2020")
+    print(
+        f"{given.seconds:,.0f} s; test accuracy (%) on CIFAR-10 and CIFAR-100, mean ± deviation; published: Dong & Yang, ICLR 2020"
+    )
     for anew in (False, True):
         print("repeats asked for anew" if anew else "repeats paid for, as published")
-        for name, (make, size) in CONTROLLERS.items():
+        for name in given.names or ROWS:
+            (make, size), seeds = ROWS[name], range(given.first, given.first + max(given.runs // SLOW.get(name, 1), 1))
             start = time.process_time()
-            runs = [play(table, space, make, size, seed, anew) for seed in range(count)]
-            seconds = time.process_time() - start
+            runs = [play(table, space, make, size, seed, anew, given.seconds) for seed in seeds]
+            took = time.process_time() - start
             figures = "  ".join("{:.2f} ± {:.2f}".format(*tests(table, runs, column)) for column in ("cifar10", "cifar100"))
             looked = statistics.fmean(run.evaluations for run in runs)
-            print(f"  {name:<16}{figures}   {looked:5.1f} students   {seconds:5.1f} s   {PUBLISHED.get(name, '')}", flush=True)
+            known = PUBLISHED.get(name, "") if given.seconds == 12_000 else ""
+            print(f"  {name:<17}{figures}   {len(runs)} runs, {looked:5.1f} students   {took:5.1f} s   {known}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)
+    options = argparse.ArgumentParser()
+    options.add_argument("--runs", type=int, default=500)
+    options.add_argument("--seconds", type=float, default=12_000.0)
+    options.add_argument("--first", type=int, default=0)
+    options.add_argument("names", nargs="*")
+    main(options.parse_args())

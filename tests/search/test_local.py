@@ -55,9 +55,9 @@ def told(grammar, digits: str, number: int, fitness: float | None, op: str = "no
     return made
 
 
-def searched(controller, evaluations=100, size=1, seed=0, judge=matches, identity=None) -> list[Individual]:
+def searched(controller, evaluations=100, size=1, seed=0, judge=matches, identity=None, grammar=None) -> list[Individual]:
     """All that a controller's search came to, in the real loop but for the journal."""
-    grammar, budget = controller.grammar, Budget(evaluations, size, evaluations)
+    grammar, budget = grammar or controller.grammar, Budget(evaluations, size, evaluations)
     search = Search("x", grammar, controller, lambda tree: "", lambda batch: map(judge, batch), budget, seed, identity=identity)
     search.journal = Mock()
     return search.run()

@@ -340,7 +340,9 @@ def test_rewards_by_hand():
     assert hard(0.8, 4.0) == pytest.approx(0.2)
     assert hard(0.8, 0.25) == 0.8
     assert absolute(0.8, 1.5) == absolute(0.8, 0.5) == pytest.approx(0.75)
-    assert absolute(80.0, 1.5, -10.0) == pytest.approx(75)
+    told = Outcome(Status.OK, 80.0, {"latency_ms": 3.0})
+    assert Reward("abs", "latency_ms", 2.0, one=100.0)(told) == pytest.approx(75)
+    assert Reward("soft", "latency_ms", 2.0, one=100.0)(told) == pytest.approx(Reward("soft", "latency_ms", 2.0)(told))
 
 
 def test_a_reward_reads_the_outcome():
