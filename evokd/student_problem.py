@@ -20,6 +20,7 @@ from evokd.config import StudentConfig
 from evokd.data import Data, read_data
 from evokd.errors import EvokdError, closest, unknown
 from evokd.evaluate.bank import bank_key, open_bank, write_bank
+from evokd.evaluate.shared_weights import shared_weights
 from evokd.evaluate.students import LOSS, Judge, Setup, StudentJob, open_judge
 from evokd.evaluate.tabular import read_table
 from evokd.executor import Serial, Workers
@@ -36,6 +37,7 @@ from evokd.problem import check_writable, count_workers, pick_device, transfer_s
 from evokd.scores import SCORES
 from evokd.students import read_student_space
 from evokd.students.cost import Limited, Limits, latency, limited
+from evokd.students.oneshot import Recipe
 from evokd.students.space import Cost, Genome, StudentSpace
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class StudentProblem:
             "distill": f"all distilled ({config.loss}, {steps})",
             "train": f"all trained on labels alone ({steps})",
             "tabular": "all looked up",
+            "shared": f"all ranked with the weights of one supernet, trained for {config.shared_epochs} epochs",
         }[config.evaluator]
         return [
             self.about,
@@ -235,10 +238,23 @@ def _executor(
     write_bank(folder, data, teacher, plan, config.protocol, positions, config.cache_gib, say)
     setup = Setup(config.space, tuple(to_names(recipe)), score, config.init, config.protocol, config.fitness, device)
     plain = asdict(replace(setup, protocol=None)) | {"protocol": config.protocol.model_dump()}
-    key = content_key(json.dumps([bank, plain | {"device": ""}]))
+    supernet = _supernet(config, data, device, say)
+    key = content_key(json.dumps([bank, plain | {"device": ""} | ({"supernet": supernet.stem} if supernet else {})]))
     if count_workers(config) == 1 or teacher.path is None:
-        return Serial(Judge(open_bank(folder, device, check=True), teacher.network.to(device), setup)), key
-    return Workers(count_workers(config), open_judge, {"bank": str(folder), "teacher": str(teacher.path), "setup": plain}), key
+        return Serial(Judge(open_bank(folder, device, check=True), teacher.network.to(device), setup, supernet)), key
+    return Workers(
+        count_workers(config),
+        open_judge,
+        {"bank": str(folder), "teacher": str(teacher.path), "setup": plain} | ({"supernet": str(supernet)} if supernet else {}),
+    ), key
+
+
+def _supernet(config: StudentConfig, data: Data, device: str, say) -> Path | None:
+    """The file of the trained supernet, where cells are judged by shared weights."""
+    if config.evaluator != "shared":
+        return None
+    folder, space = Path(config.out) / "cache" / "supernets", read_student_space(config.space)
+    return shared_weights(folder, space, data, Recipe(epochs=config.shared_epochs), config.seed, device, say)
 
 
 def human_designed(problem: StudentProblem, size: int) -> str:

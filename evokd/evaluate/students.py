@@ -13,6 +13,7 @@ from evokd.config import Protocol
 from evokd.evaluate.bank import Bank, open_bank
 from evokd.evaluate.distill import Distiller, Job
 from evokd.evaluate.fitness import mean_of
+from evokd.evaluate.shared_weights import open_shared
 from evokd.genome.individual import Outcome, Status
 from evokd.models.tapping import plan_taps
 from evokd.models.teachers import read_weights
@@ -35,7 +36,7 @@ class StudentJob:
 
     Attributes:
         student: node names of a genome, or the name of a network of the zoo.
-        tier: score, distill or train.
+        tier: score, distill, train or shared.
         seeds: of initialisation and training, one repeat each.
         split: where accuracies are taken.
         key: the student's content key.
@@ -76,12 +77,15 @@ class Setup:
 class Judge:
     """Evaluates student jobs on one bank; what a worker holds."""
 
-    def __init__(self, bank: Bank, teacher: nn.Module, setup: Setup) -> None:
+    def __init__(self, bank: Bank, teacher: nn.Module, setup: Setup, supernet: Path | None = None) -> None:
         self.bank, self.teacher, self.setup = bank, teacher, setup
         self.space, self.yardstick = read_student_space(setup.space), find_score(setup.score)
         self._view: TeacherView | None = None
+        self._shared = open_shared(supernet, self.space, bank, setup.device) if supernet else None
 
     def __call__(self, job: StudentJob) -> Outcome:
+        if job.tier == "shared":
+            return self._shared(job)
         return self.score(job) if job.tier == "score" else self.train(job)
 
     def network(self, student: tuple[str, ...] | str, classes: int) -> nn.Module:
@@ -146,4 +150,5 @@ def open_judge(recipe: dict) -> Judge:
     network, _ = read_weights(Path(recipe["teacher"]))
     setup = Setup(**recipe["setup"] | {"protocol": Protocol(**recipe["setup"]["protocol"])})
     bank = open_bank(Path(recipe["bank"]), setup.device)
-    return Judge(bank, network.eval().requires_grad_(False).to(setup.device), setup)
+    supernet = Path(recipe["supernet"]) if recipe.get("supernet") else None
+    return Judge(bank, network.eval().requires_grad_(False).to(setup.device), setup, supernet)

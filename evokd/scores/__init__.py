@@ -14,11 +14,12 @@ from evokd.scores.diswot import DISWOT
 from evokd.scores.gradients import GRADIENTS
 from evokd.scores.initialise import initialise
 from evokd.scores.score import Score, TeacherView, evaluate, open_case, view_teacher
+from evokd.scores.te_nas import TE_NAS_SCORES
 from evokd.scores.trivial import TRIVIAL
 
 __all__ = ["AZ_NAS", "SCORES", "Score", "TeacherView", "az_nas", "initialise", "score_all", "score_of_loss", "view_teacher"]
 
-SCORES: dict[str, Score] = DISWOT | DISTANCES | ACTIVATIONS | GRADIENTS | TRIVIAL
+SCORES: dict[str, Score] = DISWOT | DISTANCES | ACTIVATIONS | GRADIENTS | TE_NAS_SCORES | TRIVIAL
 
 
 def score_all(
