@@ -41,14 +41,17 @@ class ResNet(nn.Module):
         classes: K.
         channels: C.
         shortcut: "A" or "B".
+        stem: channels before the first stage, if they are others than its own, as in ResNet-8×4.
     """
 
-    def __init__(self, depth: int, width: int = 16, classes: int = 10, channels: int = 3, shortcut: str = "B") -> None:
+    def __init__(
+        self, depth: int, width: int = 16, classes: int = 10, channels: int = 3, shortcut: str = "B", stem: int | None = None
+    ) -> None:
         super().__init__()
-        blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = self._stage(width, width, blocks, 1, shortcut)
+        blocks, stem = (depth - 2) // 6, stem or width
+        self.conv1 = nn.Conv2d(channels, stem, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.layer1 = self._stage(stem, width, blocks, 1, shortcut)
         self.layer2 = self._stage(width, 2 * width, blocks, 2, shortcut)
         self.layer3 = self._stage(2 * width, 4 * width, blocks, 2, shortcut)
         self.fc = nn.Linear(4 * width, classes)

@@ -25,7 +25,9 @@ class TapPlan:
 
 
 def plan_taps(network: nn.Module, images: Tensor, paths: Sequence[str] = (), where: str = "taps") -> TapPlan:
-    """Choose taps from one forward pass: the last module of each resolution, and the last linear layer.
+    """Choose taps from one forward pass: the stages, and the last linear layer.
+
+    Stages are those that the network names in a tuple `stage_paths`, or else the last module of each resolution.
 
     Args:
         network: any module that maps images to logits.
@@ -53,7 +55,8 @@ def plan_taps(network: nn.Module, images: Tensor, paths: Sequence[str] = (), whe
     head = next((p for p in reversed(outputs) if isinstance(modules[p], nn.Linear) and outputs[p].dim() == 2), None)
     if head is None:
         raise EvokdError(where, "a network that ends in a linear layer", type(network).__name__)
-    features = tuple(paths) or _last_of_each_size(maps)
+    named = getattr(network, "stage_paths", ())
+    features = tuple(paths) or (named if isinstance(named, tuple) else ()) or _last_of_each_size(maps)
     return TapPlan(features, head, _last_relus(modules, outputs, features))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,6 @@ def load_teacher(
         network, name = build(spec, data.classes, data.shape[0], 0, "--teacher"), spec
     else:
         (network, path), name = _cached(spec, data, cache, epochs, progress, device), spec
-        path = path if isinstance(network, ResNet) else None  # what `read_weights` can open again
     _check_classes(network, data, mean, std)
     network.eval().requires_grad_(False)
     return Teacher(network, name, weights_key(network), accuracy(network, data.validation, mean, std), mean, std, path)
@@ -88,7 +87,8 @@ def _cached(
     key = hashlib.sha256(json.dumps([spec, data.key, epochs, RECIPE]).encode()).hexdigest()[:12]
     path = cache / "teachers" / f"{spec}-{data.name}-{key}.safetensors"
     if path.exists():
-        state, _ = _read_state(path)
+        state, card = _read_state(path)
+        told = "classes" in card  # what was cached before does not tell its sizes
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
@@ -96,9 +96,27 @@ def _cached(
             raise EvokdError(str(path), f"weights of {spec}", got, "delete it; it will be made again") from None
     else:
         train_teacher(network, data, epochs, progress, device)
-        card = {"arch": spec, "data": data.name, "mean": _text(data.mean), "std": _text(data.std)}
-        write_weights(path, network, card)
-    return network, path
+        write_weights(path, network, card_of(network, spec, data, data.mean, data.std))
+        told = True
+    return network, path if told or isinstance(network, ResNet) else None  # what `read_weights` can open again
+
+
+def card_of(
+    network: nn.Module, arch: str, data: Data, mean: Sequence[float], std: Sequence[float], **more: object
+) -> dict[str, str]:
+    """The card of weights: what they are, what they were trained on, how images are normalised, and a hash.
+
+    Args:
+        network: whose weights they are.
+        arch: name by which `zoo.build` makes it.
+        data: that it was trained on.
+        mean: per channel, of images scaled to 0…1.
+        std: likewise.
+        **more: such as accuracy.
+    """
+    sizes = {"classes": str(data.classes), "channels": str(data.shape[0])}
+    numbers = {"mean": _text(mean), "std": _text(std), "weights": weights_key(network)}
+    return {"arch": arch, "data": data.name, **sizes, **numbers, **{name: str(value) for name, value in more.items()}}
 
 
 def train_teacher(network: nn.Module, data: Data, epochs: int, progress: Callable[[str], None], device: str = "cpu") -> None:
@@ -136,29 +154,52 @@ def accuracy(network: nn.Module, split: Split, mean: tuple[float, ...], std: tup
     return 100 * right / len(split)
 
 
-def read_weights(path: Path) -> tuple[ResNet, dict[str, str]]:
-    """A CIFAR ResNet from a safetensors file; its depth, width, classes and shortcut are read off the tensors.
+def read_weights(path: Path) -> tuple[nn.Module, dict[str, str]]:
+    """A network from a safetensors file: what its card names, or a CIFAR ResNet whose sizes are read off the tensors.
+
+    A card names networks of the zoo, of torchvision or of timm; it never has a Python file run.
 
     Raises:
-        EvokdError: missing, truncated or foreign file; the first differing keys are listed.
+        EvokdError: missing, truncated or foreign file; the first differing keys are listed; or not the weights that the card has the
+            hash of.
     """
     state, card = _read_state(path)
+    named = "classes" in card and ".py:" not in card.get("arch", "") and not card.get("arch", "").startswith(("cifar-", "resnet"))
+    network, name = _network_of(card, path) if named and "arch" in card else _resnet_of(state, path)
+    wanted = network.state_dict()
+    odd = sorted(set(wanted) ^ set(state)) or [k for k in wanted if wanted[k].shape != state[k].shape]
+    if odd:
+        raise EvokdError(str(path), f"weights of {name}", "other keys or shapes: " + ", ".join(odd[:3]))
+    network.load_state_dict(state)
+    if card.get("weights", weights_key(network)) != weights_key(network):
+        raise EvokdError(str(path), f"the weights {card['weights'][:16]} that its card names", weights_key(network))
+    return network, card
+
+
+def _network_of(card: dict[str, str], path: Path) -> tuple[nn.Module, str]:
+    """The empty network that a card names."""
+    try:
+        classes, channels = int(card["classes"]), int(card.get("channels", "3"))
+    except ValueError:
+        raise EvokdError(
+            f"{path}, classes and channels", "whole numbers", f"{card['classes']} and {card.get('channels')}"
+        ) from None
+    return build(card["arch"], classes, channels, 0, str(path)), card["arch"]
+
+
+def _resnet_of(state: dict[str, torch.Tensor], path: Path) -> tuple[ResNet, str]:
+    """The empty CIFAR ResNet that tensors tell of."""
     try:
         depth = 6 * len({k.split(".")[1] for k in state if k.startswith("layer1.")}) + 2
-        width, channels = state["conv1.weight"].shape[:2]
+        stem, channels = state["conv1.weight"].shape[:2]
         classes = state["fc.weight"].shape[0]
+        width = state["layer1.0.conv1.weight"].shape[0] if "layer1.0.conv1.weight" in state else stem
     except KeyError as error:
         raise EvokdError(str(path), "the weights of a CIFAR ResNet", f"a file without {error.args[0]}") from None
     except ValueError:
         raise EvokdError(str(path), "conv1.weight of four axes", str(tuple(state["conv1.weight"].shape))) from None
     shortcut = "B" if any("downsample" in k for k in state) else "A"
-    network = ResNet(depth, width, classes, channels, shortcut)
-    wanted = network.state_dict()
-    odd = sorted(set(wanted) ^ set(state)) or [k for k in wanted if wanted[k].shape != state[k].shape]
-    if odd:
-        raise EvokdError(str(path), f"weights of resnet{depth}w{width}", "other keys or shapes: " + ", ".join(odd[:3]))
-    network.load_state_dict(state)
-    return network, card
+    return ResNet(depth, width, classes, channels, shortcut, stem), f"resnet{depth}w{width}"
 
 
 def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -214,8 +255,12 @@ def _numbers(card: dict[str, str], name: str, where: str) -> tuple[float, ...]:
         raise EvokdError(f"{where}, {name}", "numbers with commas", repr(text)[:40]) from None
     if name == "std" and not all(v > 0 for v in values):
         raise EvokdError(f"{where}, std", "positive numbers", repr(text)[:40])
+    if not all(0 <= v <= 1 for v in values):
+        raise EvokdError(
+            f"{where}, {name}", "numbers for images scaled to 0…1", repr(text)[:40], "divide by 255 if they are of bytes"
+        )
     return values
 
 
-def _text(values: tuple[float, ...]) -> str:
+def _text(values: Sequence[float]) -> str:
     return ",".join(map(str, values))

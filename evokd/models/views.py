@@ -32,3 +32,31 @@ def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(-1, 1, 1)
     offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
     return images * scale - offset
+
+
+def draw_crops(draw: np.random.Generator, count: int, flip: bool) -> Tensor:
+    """(count,5) float32: top, left, height and width of a crop as shares of the image, and whether to mirror.
+
+    The random resized crop of GoogLeNet (Szegedy et al., CVPR 2015): 8 to 100 % of the area, sides 3:4 to 4:3; shares above 1 are cut.
+    """
+    area, ratio = draw.uniform(0.08, 1.0, count), np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3), count))
+    height, width = (np.minimum(np.sqrt(share), 1.0) for share in (area / ratio, area * ratio))
+    top, left = (draw.random(count) * (1 - side) for side in (height, width))
+    mirror = draw.integers(0, 2 if flip else 1, count)
+    return torch.from_numpy(np.stack([top, left, height, width, mirror], 1)).float()
+
+
+def cropped(images: Tensor, crops: Tensor, size: int) -> Tensor:
+    """(N,C,H,W) → float32 (N,C,size,size): the crops (N,5), resized bilinearly without smoothing; bytes stay on their scale 0…255."""
+    top, left, height, width, mirror = crops.unbind(1)
+    nought = torch.zeros_like(top)
+    across = torch.where(mirror > 0, -width, width)
+    rows = [torch.stack(row, 1) for row in ((across, nought, 2 * left + width - 1), (nought, height, 2 * top + height - 1))]
+    grid = F.affine_grid(torch.stack(rows, 1), [len(images), images.shape[1], size, size], align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
+def centre(images: Tensor, size: int) -> Tensor:
+    """The middle (N,C,size,size) of larger images."""
+    top, left = ((side - size) // 2 for side in images.shape[2:])
+    return images[:, :, top : top + size, left : left + size]

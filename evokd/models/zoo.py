@@ -6,6 +6,8 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,11 +15,30 @@ from torch import nn
 
 from evokd.errors import EvokdError
 from evokd.models.convnet import ConvNet
+from evokd.models.from_timm import build_timm
+from evokd.models.imagenet_resnet import DEPTHS, ImageNetResNet
+from evokd.models.mobilenet_v2 import MobileNetV2
 from evokd.models.resnet import ResNet
+from evokd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from evokd.models.vgg import CONVOLUTIONS, VGG
+from evokd.models.wide_resnet import WideResNet
 
-EXAMPLES = "conv3w8, resnet8w4, resnet56, torchvision:resnet18, or path/to/file.py:callable"
+EXAMPLES = "conv3w8, resnet8w4, resnet56, wrn_40_2, torchvision:resnet18, timm:deit_tiny_patch16_224, or path/to/file.py:callable"
 _CONV = re.compile(r"conv3w(\d+)")
 _RESNET = re.compile(r"resnet(\d+)(?:w(\d+))?")
+
+# The networks of CRD's benchmark by its names, (classes, channels) → network. Its ResNet50 has bottlenecks and four stages; `resnet50`
+# in small letters follows the rule of all `resnetD`: basic blocks, three stages.
+NAMED: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet8x4": lambda classes, channels: ResNet(8, 64, classes, channels, stem=32),
+    "resnet32x4": lambda classes, channels: ResNet(32, 64, classes, channels, stem=32),
+    "MobileNetV2": MobileNetV2,
+    "ShuffleNetV1": ShuffleNetV1,
+    "ShuffleNetV2": ShuffleNetV2,
+}
+NAMED |= {f"wrn_{d}_{k}": partial(WideResNet, d, k) for d, k in ((16, 1), (16, 2), (40, 1), (40, 2))}
+NAMED |= {name: partial(VGG, convolutions) for name, convolutions in CONVOLUTIONS.items()}
+NAMED |= {f"ResNet{depth}": partial(ImageNetResNet, depth) for depth in DEPTHS}
 
 
 def build(spec: str | Callable[[int], nn.Module], classes: int, channels: int, seed: int, where: str = "--student") -> nn.Module:
@@ -25,7 +46,8 @@ def build(spec: str | Callable[[int], nn.Module], classes: int, channels: int, s
 
     Args:
         spec: `conv3wW` (three plain convolutions),
-            `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, `torchvision:NAME`,
+            `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, a name in `NAMED`, `torchvision:NAME`,
+            `timm:NAME` or `timm:NAME@32p4` (images of 32×32 pixels in patches of 4×4),
             or `file.py:callable`; that, or a callable itself, is called with the number of classes.
         classes: K.
         channels: C of the images.
@@ -43,11 +65,17 @@ def build(spec: str | Callable[[int], nn.Module], classes: int, channels: int, s
             return _from_file(spec, classes, where)
         if spec.startswith("torchvision:"):
             return _from_torchvision(spec.partition(":")[2], classes, where)
+        if spec.startswith("timm:"):
+            return build_timm(spec.partition(":")[2], classes, channels, where)
+        if spec in NAMED:
+            return NAMED[spec](classes, channels)
         if (found := _CONV.fullmatch(spec)) and int(found[1]):
             return ConvNet(int(found[1]), classes, channels)
         found = _RESNET.fullmatch(spec)
         if not found or found[2] == "0" or (int(found[1]) - 2) % 6 or not 8 <= int(found[1]) <= 1202:
-            raise EvokdError(where, "a network", repr(spec), f"for example {EXAMPLES}")
+            near = get_close_matches(spec, NAMED, n=1, cutoff=0.8)
+            hint = f"did you mean {near[0]!r}?" if near else f"for example {EXAMPLES}"
+            raise EvokdError(where, "a network", repr(spec), hint)
         return ResNet(int(found[1]), int(found[2] or 16), classes, channels)
 
 

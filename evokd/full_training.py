@@ -1,0 +1,351 @@
+"""One student trained in full under a recipe, with any loss: the data set lies on the device as bytes and is augmented there.
+
+Initialisation, order of the images and augmentation derive from the seed alone, epoch by epoch, so that losses are paired and a training
+that goes on from its checkpoint draws what an undisturbed one draws. On a CPU (one thread) it ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evokd.data import Data, Split
+from evokd.errors import EvokdError
+from evokd.evaluate.distill import DivergedError
+from evokd.evaluate.fitness import measure
+from evokd.losses.program import DistillLoss, compile_loss
+from evokd.losses.taps import Taps
+from evokd.models.tapping import Tapped, TapPlan, logits_of
+from evokd.models.teachers import Teacher
+from evokd.models.views import augmented, centre, cropped, draw_crops, draw_views, normalised
+from evokd.models.zoo import build
+from evokd.recipes import Recipe
+from evokd.streams import derive
+
+CHUNK = 500  # images at once where nothing is trained
+BINS = 15  # of the calibration error
+Say = Callable[[str], None]
+
+
+@dataclass
+class Trained:
+    """A finished training.
+
+    Attributes:
+        network: what was measured: the student, or its averaged weights; in eval mode.
+        figures: on test, see `FullTraining.examine`.
+        epochs: one row an epoch: learning rate, mean losses, seconds of training, and where test was looked at top-1 and top-5.
+    """
+
+    network: nn.Module
+    figures: dict[str, float]
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+
+class FullTraining:
+    """What all seeds of one row share.
+
+    Args:
+        data: its train split is trained on, its test split told on; validation is not touched.
+        student: network spec, or a callable that takes the number of classes.
+        recipe: how.
+        loss: tree of the distillation loss; None is plain training.
+        gamma: weight of the cross-entropy.
+        teacher: frozen; None only without a loss.
+        plans: taps of student and teacher, where there is a loss.
+        device: cpu or cuda.
+        noise: key of the loss, for its own draws.
+    """
+
+    def __init__(
+        self, data: Data, student, recipe: Recipe, *, loss: Sequence | None = None, gamma: float = 1.0, teacher: Teacher | None = None,
+        plans: tuple[TapPlan, TapPlan] | None = None, device: str = "cpu", noise: str = "",
+    ) -> None:  # fmt: skip
+        torch.set_num_threads(1)  # two change the bits
+        self.data, self.student, self.recipe, self.loss, self.gamma = data, student, recipe, loss, gamma
+        self.teacher, self.plans, self.device, self.noise = teacher, plans, device, noise
+        self.mean, self.std = (teacher.mean, teacher.std) if teacher else (data.mean, data.std)
+        self.images, self.labels = (torch.from_numpy(array).to(device) for array in (data.train.images, data.train.labels))
+        self.format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        side = data.shape[1]
+        self.shift = max(1, side // 8) if recipe.shift is None else recipe.shift
+        self.size = max(round(0.875 * min(data.shape[1:])), 1)  # of resized crops, 224 of 256
+        if teacher:
+            teacher.network.to(device, memory_format=self.format)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return len(self._starts())
+
+    def _starts(self) -> range | list[int]:
+        """Where the batches of an epoch begin; a last image by itself is left out, for batch norm needs two."""
+        count, batch = len(self.labels), self.recipe.batch
+        return [at for at in range(0, count, batch) if min(batch, count - at) > 1]
+
+    def train(self, seed: int, checkpoint: Path | None = None, say: Say = lambda line: None, until: int | None = None) -> Trained:
+        """One student; begun anew, or gone on with from its checkpoint.
+
+        Args:
+            seed: of initialisation, order and augmentation.
+            checkpoint: written whole after every epoch, read at the start if it is there.
+            say: progress line by line.
+            until: epoch after which to stop early, on the schedule of the whole recipe (an early-stopped teacher).
+
+        Raises:
+            DivergedError: losses or logits that are not finite.
+            EvokdError: a checkpoint that is torn or of another training.
+        """
+        with ExitStack() as stack:
+            state = self._begin(seed, stack)
+            rows = state.load(checkpoint) if checkpoint and checkpoint.exists() else []
+            end = until or self.recipe.epochs
+            for epoch in range(len(rows), end):
+                rows.append(self._epoch(state, epoch))
+                if (epoch + 1) % self.recipe.look == 0 or epoch + 1 == end:
+                    rows[-1] |= self._look(state.measured)
+                if checkpoint:
+                    state.save(checkpoint, rows)
+                row = rows[-1]
+                told = f", top-1 {row['top1']:.2f} % on test" if "top1" in row else ""
+                say(f"training: epoch {epoch + 1}/{self.recipe.epochs}, cross-entropy {row['ce']:.3f}{told}")
+            network = state.measured
+            figures = self.examine(network) | best_of(rows) | {"seconds": sum(row["seconds"] for row in rows)}
+        return Trained(network.eval(), figures, rows)
+
+    def _begin(self, seed: int, stack: ExitStack) -> State:
+        network = build(self.student, self.data.classes, self.data.shape[0], derive(seed, "student"))
+        network = network.to(self.device, memory_format=self.format)
+        tapped = live = loss = None
+        if self.loss is not None:
+            tapped = stack.enter_context(Tapped(network, self.plans[0]))
+            live = stack.enter_context(Tapped(self.teacher.network, self.plans[1]))
+            loss = self._compiled(tapped, live, seed)
+        averaged = copy.deepcopy(network) if self.recipe.ema else None
+        return State(seed, self.recipe, network, averaged, loss, tapped, live)
+
+    def _compiled(self, tapped: Tapped, live: Tapped, seed: int) -> DistillLoss:
+        """The loss for the shapes that two images show."""
+        images = self.view(self.images[:2])
+        with torch.no_grad():
+            tapped.network.eval()
+            pair = tapped(images), live(images)
+            tapped.network.train()
+        return compile_loss(self.loss, *pair, seed=derive(seed, "connectors")).to(self.device)
+
+    def _epoch(self, state: State, epoch: int) -> dict[str, float]:
+        start = time.perf_counter()
+        noise = torch.Generator(self.device).manual_seed(derive(state.seed, "noise", self.noise, epoch))
+        sums = torch.zeros(2, device=self.device)
+        state.network.train()
+        for step, (index, images) in enumerate(self.batches(state.seed, epoch), epoch * self.steps):
+            rate = self.recipe.rate(step, self.steps)
+            for group in state.optimiser.param_groups:
+                group["lr"] = rate
+            sums += self._step(state, images, index, step / (self.recipe.epochs * self.steps), noise)
+        ce, distill = (sums / self.steps).tolist()
+        if not np.isfinite(ce + distill):
+            raise DivergedError(f"loss {ce + distill} in epoch {epoch + 1}")
+        return {"epoch": epoch + 1, "lr": rate, "ce": ce, "distill": distill, "seconds": time.perf_counter() - start}
+
+    def _look(self, network: nn.Module) -> dict[str, float]:
+        logits, labels = self.logits(network), torch.from_numpy(self.data.test.labels)
+        return {f"top{k}": top(logits, labels, k) for k in (1, 5)}
+
+    def _step(self, state: State, images: Tensor, index: Tensor, progress: float, noise: torch.Generator) -> Tensor:
+        """One step of the optimiser; cross-entropy and distillation loss (2,)."""
+        labels, whole = self.labels[index], torch.float32
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.recipe.mixed and self.device != "cpu"):
+            taps = state.tapped(images) if state.tapped else Taps(logits_of(state.network, images))
+            with torch.no_grad():
+                shown = state.live(images) if state.live else None
+        taps = taps.map(lambda tap: tap.to(whole))
+        hard = hard_loss(taps.logits, labels, self.recipe.smoothing) if self.gamma else taps.logits.new_zeros(())
+        soft = taps.logits.new_zeros(())
+        if state.loss is not None:
+            soft = state.loss(taps, shown.map(lambda tap: tap.to(whole)), labels, progress, noise, index)
+        state.optimiser.zero_grad(set_to_none=True)
+        (self.gamma * hard + soft).backward()
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(state.weights, self.recipe.clip, foreach=True)
+        state.optimiser.step()
+        state.average()
+        return torch.stack([hard.detach(), soft.detach()])
+
+    def batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(indices, normalised augmented images) of one epoch, from the seed alone; every image once."""
+        draw = np.random.Generator(np.random.PCG64(derive(seed, "full", epoch)))
+        count, flip = len(self.labels), self.recipe.flip and self.data.flip
+        order = torch.from_numpy(draw.permutation(count)).to(self.device)
+        resized = self.recipe.crop == "resized"
+        views = (draw_crops(draw, count, flip) if resized else draw_views(draw, count, self.shift, flip)).to(self.device)
+        for at in self._starts():
+            index, view = (values[at : at + self.recipe.batch] for values in (order, views))
+            images = cropped(self.images[index], view, self.size) if resized else augmented(self.images[index], view, self.shift)
+            yield index, normalised(images, self.mean, self.std).contiguous(memory_format=self.format)
+
+    def view(self, images: Tensor) -> Tensor:
+        """Bytes (N,C,H,W) as they are seen where nothing is drawn: normalised, and the middle alone where crops are resized."""
+        images = centre(images, self.size) if self.recipe.crop == "resized" else images
+        return normalised(images, self.mean, self.std).contiguous(memory_format=self.format)
+
+    @torch.no_grad()
+    def logits(self, network: nn.Module, split: Split | None = None) -> Tensor:
+        """(N,K) on the CPU, of the test split or another.
+
+        Raises:
+            DivergedError: if they are not finite.
+        """
+        training = network.training
+        network.eval()
+        chunks = torch.from_numpy((split or self.data.test).images).split(CHUNK)
+        found = torch.cat([logits_of(network, self.view(chunk.to(self.device))).float().cpu() for chunk in chunks])
+        network.train(training)
+        if not torch.isfinite(found).all():
+            raise DivergedError("the network's logits are not finite")
+        return found
+
+    def told(self, network: nn.Module) -> dict[str, float]:
+        """Top-1, top-5 and calibration error on test, %, of any network that takes these images."""
+        labels, logits = torch.from_numpy(self.data.test.labels), self.logits(network)
+        return {"top1": top(logits, labels, 1), "top5": top(logits, labels, 5), "ece": calibration_error(logits, labels)}
+
+    def examine(self, network: nn.Module) -> dict[str, float]:
+        """Figures on test: top1, top5, ece (%), ce (nats), and of the likeness to the teacher agreement (%), cka, sharpness_gap (nats)."""
+        labels, logits = torch.from_numpy(self.data.test.labels), self.logits(network)
+        figures = {"top1": top(logits, labels, 1), "top5": top(logits, labels, 5), "ece": calibration_error(logits, labels)}
+        figures["ce"] = F.cross_entropy(logits, labels).item()
+        if self.teacher is None:
+            return figures
+        if not hasattr(self, "_shown"):
+            self._shown = self.logits(self.teacher.network)
+        alike = measure(logits, self._shown, labels)
+        return figures | {name: alike[name] for name in ("agreement", "cka", "sharpness_gap")}
+
+
+@dataclass
+class State:
+    """All that changes in a training; what a checkpoint holds."""
+
+    seed: int
+    recipe: Recipe
+    network: nn.Module
+    averaged: nn.Module | None
+    loss: DistillLoss | None
+    tapped: Tapped | None
+    live: Tapped | None
+
+    def __post_init__(self) -> None:
+        recipe, own = self.recipe, list(self.network.parameters())
+        decayed = [w for w in own if recipe.decay_all or w.dim() > 1]
+        free = [w for w in own if not recipe.decay_all and w.dim() <= 1]
+        free += [w for w in self.loss.parameters() if w.requires_grad] if self.loss is not None else []
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        self.weights = decayed + free
+        self.optimiser = torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network that figures are of."""
+        return self.averaged if self.averaged is not None else self.network
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Exponential moving average of the weights; the statistics of batch norm are those of now."""
+        if self.averaged is None:
+            return
+        for mean, now in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(now, 1 - self.recipe.ema)
+        for mean, now in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
+            mean.copy_(now)
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        named = {"student": self.network, "averaged": self.averaged, "loss": self.loss}
+        return {name: module for name, module in named.items() if module is not None}
+
+    def save(self, path: Path, rows: list[dict[str, float]]) -> None:
+        """Weights, momenta and rows in one safetensors file, written whole or not at all."""
+        from safetensors.torch import save_file
+
+        found = {f"{name}.{key}": value for name, module in self._modules.items() for key, value in module.state_dict().items()}
+        for number, slots in self.optimiser.state_dict()["state"].items():
+            found |= {f"optimiser.{number}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
+        part = path.with_suffix(".part")
+        card = {"seed": str(self.seed), "rows": json.dumps(rows)}
+        save_file(
+            {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in found.items()}, part, card
+        )
+        part.replace(path)
+
+    def load(self, path: Path) -> list[dict[str, float]]:
+        """The rows of a checkpoint, after its weights and momenta were taken over.
+
+        Raises:
+            EvokdError: a torn file, or one of another training.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        hint = "delete it; this seed begins anew"
+        try:
+            with safe_open(path, "pt") as file:
+                found, card = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
+            rows = json.loads(card["rows"])
+            if card["seed"] != str(self.seed):
+                raise ValueError(f"seed {card['seed']}")
+            for name, module in self._modules.items():
+                module.load_state_dict(_under(found, name))
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            raise EvokdError(str(path), "a whole checkpoint of this training", str(error).splitlines()[0][:80], hint) from None
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under(found, "optimiser").items():
+            number, _, slot = key.partition(".")
+            slots.setdefault(int(number), {})[slot] = value
+        self.optimiser.load_state_dict({"state": slots, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        return rows
+
+
+def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def hard_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy (N,K), (N,) averaged over the whole batch: unknown labels (−1) count as zero."""
+    return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum", label_smoothing=smoothing) / len(labels)
+
+
+def top(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Per cent of rows (N,K) whose label (N,) is among the k greatest logits; all count where there are fewer classes."""
+    best = logits.topk(min(k, logits.shape[1]), 1).indices
+    return 100 * int((best == labels[:, None]).any(1).sum()) / len(labels)
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """Expected calibration error, % (Guo et al., ICML 2017, eq. 3): |accuracy − confidence| in bins of equal width, weighed by size.
+
+    Args:
+        logits: (N,K).
+        labels: (N,).
+        bins: (0, 1/bins], …
+    """
+    sure, decided = logits.double().softmax(1).max(1)
+    right = (decided == labels).double()
+    place = (sure * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - sure)
+    return 100 * gaps.abs().sum().item() / len(labels)
+
+
+def best_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The epoch of the best top-1 on test, as papers report it: chosen on what it is told on, so that it flatters."""
+    best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"])
+    return {"best_top1": best["top1"], "best_top5": best["top5"], "best_epoch": best["epoch"]}
