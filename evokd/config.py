@@ -17,8 +17,10 @@ from evokd.errors import EvokdError, closest
 # What may differ when a run goes on: how long it searches, where, and how it is watched.
 MAY_CHANGE = frozenset(
     {"generations", "budget_evals", "budget_seconds", "finals", "workers", "device", "out", "tracking_uri", "children", "cache"}
+    | {"timeout_seconds", "memory_gib"}
 )
 TABLES = ("protocol", "funnel")  # of the file
+ETA = 3  # of Hyperband (Li et al., JMLR 2018): a bracket's rung trains three times as long as the one before, for a third as many
 
 
 class Protocol(BaseModel):
@@ -87,6 +89,13 @@ class Config(BaseModel):
     teacher_taps: tuple[str, ...] = ()
     student_taps: tuple[str, ...] = ()
     controller: str = "evolution"
+    policy: Literal["factorised", "lstm"] = Field("factorised", description="of reinforce and ppo")
+    reward: Literal["fitness", "soft", "hard", "abs"] = Field(
+        "fitness",
+        description="what a controller raises: the fitness, or MnasNet's and TuNAS' trade of accuracy against reward_cost",
+    )
+    reward_cost: Literal["size"] = Field("size", description="what the reward trades accuracy against")
+    reward_target: float | None = Field(None, gt=0, description="T, in the unit of reward_cost")
     fitness: Literal["accuracy", "ce", "gap", "gap_printed"] = "accuracy"
     generations: int = Field(6, ge=1)
     population: int = Field(12, ge=2)
@@ -101,6 +110,8 @@ class Config(BaseModel):
     teacher_epochs: int = Field(40, ge=1)
     cache_gib: float = Field(1.5, gt=0, description="cap on recorded teacher taps; above it the teacher runs live")
     workers: int = Field(0, ge=0, description="evaluating processes; 0 = one a core, at most 8")
+    timeout_seconds: float | None = Field(None, gt=0, description="limit of one evaluation; its worker is replaced")
+    memory_gib: float | None = Field(None, gt=0, description="limit of a worker's resident memory; it is replaced")
     device: str = "auto"
     seed: int = Field(0, ge=0)
     out: str = "runs"
@@ -119,13 +130,20 @@ class Config(BaseModel):
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
-        """The rungs of the funnel that cost less than the full training, which needs none before it."""
-        return tuple(rung for rung in self.funnel.rungs if rung.steps < 1 or rung.seeds < self.protocol.repeats)
+        """The rungs of the funnel that cost less than the full training, which needs none before it; under Hyperband its longest."""
+        return self.brackets[0]
+
+    @property
+    def brackets(self) -> tuple[tuple[Rung, ...], ...]:
+        """The rungs of one generation after the other: the funnel's in all, or those of Hyperband, the longest bracket first."""
+        if self.controller == "tpe_hyperband":
+            return tuple(tuple(Rung(ETA**-level, 1, 1 / ETA) for level in range(longest, 0, -1)) for longest in (2, 1, 0))
+        return (tuple(rung for rung in self.funnel.rungs if rung.steps < 1 or rung.seeds < self.protocol.repeats),)
 
     @property
     def share(self) -> float:
-        """Of the candidates that pass the gates, what is trained in full."""
-        return math.prod(rung.keep for rung in self.rungs)
+        """Of the candidates that pass the gates, what is trained in full, at most."""
+        return max(math.prod(rung.keep for rung in rungs) for rungs in self.brackets)
 
     def hash(self) -> str:
         """Twelve hexadecimal digits over everything that makes it this search and no other."""
@@ -161,15 +179,22 @@ class StudentConfig(Config):
     space: str = "digits"
     population: int = Field(24, ge=2)
     generations: int = Field(5, ge=1)
-    evaluator: Literal["cascade", "score", "distill", "train", "tabular"] = "cascade"
+    evaluator: Literal["cascade", "score", "distill", "train", "shared", "tabular"] = "cascade"
     score: str = Field("diswot", description="of untrained students: a name, or loss: and a known name, a text or a loss.json")
     init: Literal["default", "kaiming", "gaussian"] = "kaiming"
     promote: float = Field(0.25, gt=0, le=1, description="share of a generation that the cascade distils")
+    shared_epochs: int = Field(250, ge=1, description="of the supernet whose weights all cells share, with the evaluator shared")
     loss: str = Field("kd", description="the recipe of distillation: known name, text or loss.json")
     max_params: int | None = Field(None, ge=1)
     max_macs: int | None = Field(None, ge=1)
     max_latency_ms: float | None = Field(None, gt=0, description="milliseconds of one forward, by the published table")
-    latency_device: str | None = Field(None, description="the table's device that max_latency_ms is of")
+    latency_device: str | None = Field(None, description="the table's device that latencies are of")
+    reward_cost: Literal["latency_ms", "macs", "parameters"] = Field(
+        "latency_ms", description="what the reward trades accuracy against; latency is that of latency_device"
+    )
+    prior: Literal["none", "parameters", "macs"] = Field(
+        "none", description="evolution and local start from the greatest of 200 random students by this figure, which is free"
+    )
     tables: str | None = Field(None, description="folder of published tables; EVOKD_DATA if None")
 
 
@@ -198,11 +223,13 @@ def _preset(task: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return preset
 
 
-def resumed_config(folder: Path, task: str, changes: Mapping[str, Any], overrides: Iterable[str] = ()) -> Config:
+def resumed_config(
+    folder: Path, task: str, changes: Mapping[str, Any], overrides: Iterable[str] = (), accept: bool = False
+) -> Config:
     """The configuration with which a run goes on.
 
     Raises:
-        EvokdError: not a run folder, a run of another task, or changes that would alter the search itself.
+        EvokdError: not a run folder, a run of another task, or changes that would alter the search itself, unless they are accepted.
     """
     path = folder / "config.toml"
     old = read_config(path)
@@ -210,13 +237,15 @@ def resumed_config(folder: Path, task: str, changes: Mapping[str, Any], override
         hint = f"go on with python -m evokd.evolve {old.task}"
         raise EvokdError("--resume", f"a search for a {task}", f"{folder}, one for a {old.task}", hint)
     new = change_config(old, {**changes, "out": str(folder.parent)}, overrides)
-    for key, was, now in _drift(old, new):
-        hint = f"only {', '.join(sorted(old.may_change))} may change"
-        raise EvokdError("--resume", f"{key} = {was!r} as in {path}", repr(now), hint)
+    drift = [] if accept else list(config_drift(old, new))
+    if drift:
+        expected, got = (", ".join(f"{each[0]} = {each[which]!r}" for each in drift) for which in (1, 2))
+        hint = f"only {', '.join(sorted(old.may_change))} may change without --accept-drift"
+        raise EvokdError("--resume", f"{expected} as in {path}", got, hint)
     return new
 
 
-def _drift(old: Config, new: Config) -> Iterator[tuple[str, Any, Any]]:
+def config_drift(old: Config, new: Config) -> Iterator[tuple[str, Any, Any]]:
     """(key, old, new) of every setting that would make it another search."""
     pairs = [(old, new, ""), *((getattr(old, name), getattr(new, name), f"{name}.") for name in TABLES)]
     for model, other, prefix in pairs:
@@ -303,7 +332,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 # The published protocol on a table with training times; elsewhere a part of the space, so that there is something to find.
 TABULAR: dict[str, dict[str, Any]] = {
-    "nas_bench_201": {"population": 10, "generations": 1000, "budget_seconds": 12_000.0},
+    "nas_bench_201": {"population": 10, "generations": 1000, "budget_seconds": 12_000.0, "prior": "parameters"},
     "nas_bench_macro": {"population": 10, "generations": 20},
     "resnet_s0": {"population": 4, "generations": 4},
 }

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from evokd.baselines import baselines
-from evokd.checkpoint import write_state, write_whole
 from evokd.config import Config, make_config, read_config, resumed_config
 from evokd.controllers import check_controller, make_controller
 from evokd.errors import EvokdError
 from evokd.export import export_loss, read_loss
 from evokd.finals import PUBLISHED, Entry, Row, choose, final_rows
-from evokd.folder import new_folder, write_front
+from evokd.folder import write_front
 from evokd.funnel import funnel_rows, passed, told_funnel
 from evokd.genome.codec import write_number
 from evokd.genome.individual import Individual, rank
-from evokd.journal import Journal, read_events, read_outcome
+from evokd.journal import Journal
 from evokd.losses.language import parse_loss, tree_from_names
 from evokd.losses.own import load_operators
 from evokd.memory import kept_for_others
 from evokd.mirror import Mirror
 from evokd.problem import Problem, open_problem
+from evokd.report.lineage import write_end
 from evokd.report.page import formula_of, write_report
 from evokd.report.sizes import Size, best_per_size, told
 from evokd.report.terminal import Terminal
-from evokd.run import Budget, arm, evaluation_seeds, replay
+from evokd.resume import Place, check_named, check_own, go_on, journal_of, take_place
+from evokd.run import Budget, arm, evaluation_seeds
 from evokd.search.controller import Controller
 from evokd.search.evolution import default_toolbox
 
@@ -92,17 +90,32 @@ def evolve_distiller(
     return run(make_config({**values, **config}), Terminal(quiet=quiet), evaluate=evaluate, toolbox=toolbox, **objects)
 
 
-def resume(folder: Path, terminal: Terminal, changes: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Result:
+def resume(
+    folder: Path,
+    terminal: Terminal,
+    changes: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    accept: bool = False,
+    **given: Any,
+) -> Result:
     """Continue a run, or extend a finished one, from its folder.
+
+    Args:
+        folder: of the run.
+        terminal: told of the progress.
+        changes: settings that are to be others.
+        overrides: likewise, as `key=value`.
+        accept: go on though settings, space or data have changed; that is recorded.
+        **given: what the run had beside its configuration: `evaluate`, `toolbox`, and `teacher`, `student` or `data` as objects.
 
     Raises:
         EvokdError: not a run folder, `changes` that would alter the search itself, or users' operators that are not named again:
             a folder alone makes no code run.
     """
-    old = read_config(folder / "config.toml")
-    if old.operators and not (changes or {}).get("operators"):
-        raise EvokdError("--resume", "--operators " + " ".join(old.operators) + ", as the run had", "none")
-    return run(resumed_config(folder, "distiller", changes or {}, overrides), terminal, folder=folder)
+    check_named(read_config(folder / "config.toml"), changes or {}, given)
+    return run(
+        resumed_config(folder, "distiller", changes or {}, overrides, accept), terminal, folder=folder, accept=accept, **given
+    )
 
 
 def run(
@@ -113,6 +126,7 @@ def run(
     evaluate: Callable | None = None,
     toolbox: Callable = default_toolbox,
     download: bool = False,
+    accept: bool = False,
     **objects,
 ) -> Result:
     """One search in its folder; see `evolve_distiller`. With `folder` the run there goes on."""
@@ -121,19 +135,17 @@ def run(
         raise EvokdError("-s funnel.rungs", "none, as training of one's own cannot be shortened", str(config.funnel.rungs))
     load_operators(config.operators)
     seeds = [read_loss(spec, "--seed-with") for spec in config.seed_with]
-    events = read_events(folder) if folder else None
-    problem = open_problem(config, terminal.status, seeds, download=download, evaluate=evaluate, **objects)
-    try:
+    with ExitStack() as stack:
+        stack.callback(terminal.done)
+        events = journal_of(folder, stack, terminal.warn)
+        problem = open_problem(config, terminal.status, seeds, download=download, evaluate=evaluate, **objects)
+        executor = problem.executor
+        stack.callback(executor.close)
+        check_own(events, evaluate is not None)
         problem.executor = kept_for_others(problem, terminal.warn)
-        folder = folder or new_folder(config, problem.card["data"], problem.space.text)
-        with FileLock(folder / ".lock", timeout=0):
-            controller = make_controller(problem, seeds, toolbox)
-            return _Session(problem, controller, folder, terminal, events, own=evaluate is not None).run()
-    except Timeout:
-        raise EvokdError(str(folder), "a run that no other process writes", "a locked one", "wait for it, or stop it") from None
-    finally:
-        terminal.done()
-        problem.executor.close()
+        place = take_place(problem, executor, problem.space.text, folder, events, stack, accept, terminal.warn)
+        controller = make_controller(problem, seeds, toolbox)
+        return _Session(problem, controller, place, terminal, own=evaluate is not None).run()
 
 
 def admitted(individuals: Sequence[Individual]) -> Iterator[list]:
@@ -147,36 +159,31 @@ def admitted(individuals: Sequence[Individual]) -> Iterator[list]:
 class _Session:
     """One run from its first line to its last."""
 
-    def __init__(
-        self, problem: Problem, controller: Controller, folder: Path, terminal: Terminal, events: list[dict] | None, own: bool
-    ) -> None:
-        self.problem, self.config, self.folder, self.terminal, self.own = problem, problem.config, folder, terminal, own
-        self.start, config = time.perf_counter(), problem.config
+    def __init__(self, problem: Problem, controller: Controller, place: Place, terminal: Terminal, own: bool) -> None:
+        self.problem, self.config, self.place, self.terminal, self.own = problem, problem.config, place, terminal, own
+        self.folder, self.start, config = place.folder, time.perf_counter(), problem.config
         limits = config.generations, config.population, config.budget_evals, config.budget_seconds
         self.budget = Budget(*limits, config.share)
         self.search = arm(problem, config.controller, controller, self.budget, config.seed)
-        kept: list[dict] = []
-        if events is not None:
-            kept = replay(self.search, events, tree_from_names, read_outcome)
-            self.search.gate.recall(admitted(self.search.individuals))
-            write_whole(folder / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
-        self.journal = self.search.journal = Journal(folder)
-        self.fresh, self.shrinks = not self.search.individuals, sum(e["event"] == "shrink" for e in kept)
-        self.mirror = Mirror(problem, folder, terminal.warn)
+        kept = go_on(self.search, place, tree_from_names)
+        self.search.gate.recall(admitted(self.search.individuals))
+        self.journal = self.search.journal = Journal(self.folder)
+        self.fresh, self.shrinks = not kept, sum(e["event"] == "shrink" for e in kept)
+        self.mirror = Mirror(problem, self.folder, terminal.warn)
 
     def run(self) -> Result:
-        with closing(self.journal), self.mirror.until_the_end(self.interrupted):
+        with closing(self.journal), self.mirror.until_the_end():
             return self.through()
-
-    def interrupted(self) -> None:
-        self.terminal.say(f"\n stopped; to go on: python -m evokd.evolve distiller --resume {self.folder}")
 
     def through(self) -> Result:
         """Search, choice, baselines, finals, and everything that is written of them."""
         self.terminal.opening(self.problem, self.folder)
         if self.fresh:
             about = {"config": self.config.hash(), "space": self.problem.space.hash, "problem": self.problem.key}
+            about |= {"card": self.problem.card} | ({"own": True} if self.own else {})
             self.journal.write("start", version=1, **about, seed=self.config.seed)
+        if self.place.drift:
+            self.journal.write("drift", lines=self.place.drift)
         self.search.notice = self.notice
         self.tell_shrinkage()
         self.search.run()
@@ -192,7 +199,9 @@ class _Session:
             self.folder / "front.csv",
         ]
         self.journal.write("end", best=chosen[0].text)
+        files += write_end(self.folder)
         self.mirror.finish(rows, [*files, self.journal.path])
+        self.place.terms.trainings.remove()
         self.terminal.closing(self.search, chosen[0], rows, [*self.tables(sizes), *self.hints()], self.mirror.command)
         return Result(chosen[0].text, front, self.folder, rows)
 
@@ -228,9 +237,10 @@ class _Session:
             return
         self.terminal.generation(self.search, summary)
         told = {k: summary[k] for k in ("generation", "evaluations", "best", "best_id")}
-        write_state(self.folder / "state.json", {"version": 1, "seed": self.config.seed, **told})
+        self.journal.mark(seed=self.config.seed, **told)
         self.mirror.generation(self.search, summary)
         self.tell_shrinkage()
+        self.place.generation_over()
 
     def tell_shrinkage(self) -> None:
         """What the controller has dropped from its space since it was last told; a resumed run tells what was cut off."""

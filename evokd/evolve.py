@@ -14,7 +14,17 @@ DEFAULT_FROM_CONFIG = argparse.SUPPRESS  # an option that is not given leaves th
 def parser() -> argparse.ArgumentParser:
     """Options mirror the fields of `Config`; `-s` reaches every other field."""
     top = argparse.ArgumentParser(prog="evokd.evolve", description="Evolve what nobody has to hand-tune any more.")
+    add_tasks(top)
+    return top
+
+
+def add_tasks(top: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """What can be evolved, as subcommands with all options of a search."""
     tasks = top.add_subparsers(dest="task", required=True, metavar="TASK")
+    return [_distiller_options(tasks), _student_options(tasks)]
+
+
+def _distiller_options(tasks) -> argparse.ArgumentParser:
     distiller = tasks.add_parser(
         "distiller",
         help="find the distillation loss for a teacher–student pair",
@@ -32,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     pair.add_argument("--student-taps", metavar="PATH,…", help="module paths of the student's stages, last stage last")
     search = distiller.add_argument_group("the search")
     search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved")
-    search.add_argument("--controller", metavar="NAME", help="evolution, random or nsga2 (fitness against size)")
+    _controller_options(search, "fitness against size", "size, in nodes")
     search.add_argument(
         "--fitness", metavar="NAME", help="on validation: accuracy, ce, or KD-Zero's equation 2: gap (corrected), gap_printed"
     )
@@ -51,11 +61,25 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--operators", action="append", metavar="FILE.py:FN", help="an operator of your own")
     search.add_argument("--seed", type=int, metavar="N")
     _run_options(distiller, "-s protocol.steps=300")
-    _student_options(tasks)
-    return top
+    return distiller
 
 
-def _student_options(tasks) -> None:
+def _controller_options(search, front: str, cost: str) -> None:
+    """Who searches, and for what."""
+    search.add_argument(
+        "--controller",
+        metavar="NAME",
+        help=f"evolution, random, local (with restarts), ageing (P 10, S 3), diswot (Algorithm 1), nsga2 ({front}), reinforce, ppo "
+        "(generations of about 10), tpe or tpe_hyperband (both of Optuna)",
+    )
+    search.add_argument("--policy", metavar="NAME", help="of reinforce and ppo: factorised or lstm")
+    search.add_argument(
+        "--reward", metavar="NAME", help="what is raised: fitness, or its trade against a cost: soft, hard or abs"
+    )
+    search.add_argument("--reward-target", type=float, metavar="T", help=f"of a trade: {cost} that is aimed at")
+
+
+def _student_options(tasks) -> argparse.ArgumentParser:
     student = tasks.add_parser(
         "student",
         help="find the student architecture that distils best from a teacher",
@@ -70,15 +94,21 @@ def _student_options(tasks) -> None:
     pair.add_argument("--max-params", type=int, metavar="N", help="parameters that a student may have")
     pair.add_argument("--max-macs", type=int, metavar="N", help="multiply–accumulates that a student may need")
     pair.add_argument("--max-latency-ms", type=float, metavar="MS", help="milliseconds of one forward, by nas_bench_201's table")
-    pair.add_argument("--latency-device", metavar="NAME", help="the table's device that this limit is of")
+    pair.add_argument("--latency-device", metavar="NAME", help="the table's device that limit and reward are of")
     pair.add_argument("--tables", metavar="DIR", help="folder of the published tables; EVOKD_DATA if not given")
     search = student.add_argument_group("the search")
     search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved: resnet, nas_bench_201, …")
-    search.add_argument("--controller", metavar="NAME", help="evolution, random, diswot (Algorithm 1), ageing or nsga2")
+    _controller_options(search, "fitness against costs", "the cost")
+    search.add_argument("--reward-cost", metavar="NAME", help="latency_ms (with --latency-device), macs or parameters")
+    search.add_argument(
+        "--prior",
+        metavar="NAME",
+        help="none, parameters or macs: evolution and local start from the greatest of 200 random students",
+    )
     search.add_argument(
         "--evaluator",
         metavar="NAME",
-        help="cascade (score all, distil the best), score, distill, train, or tabular (published figures)",
+        help="cascade (score all, distil the best), score, distill, train, shared (weights of one supernet), tabular (published)",
     )
     search.add_argument("--score", metavar="NAME", help="training-free score, e.g. diswot, nwot, synflow, or loss:NAME|FILE|TEXT")
     search.add_argument("--loss", metavar="LOSS", help="the recipe of distillation: known name, text or loss.json")
@@ -94,31 +124,35 @@ def _student_options(tasks) -> None:
     search.add_argument("--seed", type=int, metavar="N")
     search.add_argument("--cache", metavar="DIR", help="reuse outcomes of other runs; counted budgets stay as they are")
     _run_options(student, "-s promote=0.5")
+    return student
 
 
 def _run_options(task: argparse.ArgumentParser, example: str) -> None:
     """What every search has: where it runs and what is kept of it."""
     run = task.add_argument_group("the run")
     run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
+    run.add_argument("--timeout-seconds", type=float, metavar="S", help="time limit of one evaluation")
+    run.add_argument("--memory-gib", type=float, metavar="G", help="memory limit of one worker")
     run.add_argument("--device", metavar="D", help="auto, cpu or cuda")
     run.add_argument("--out", metavar="DIR", help="home of runs, cache and mlflow.db")
     run.add_argument("--resume", metavar="RUN", help="continue or extend the run in this folder")
+    run.add_argument("--accept-drift", action="store_true", help="resume though settings, space or data changed; recorded")
     run.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
     run.add_argument("--quiet", action="store_true")
     run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help=f"any setting, e.g. {example}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 a mistake that the user can mend (said in one line), 130 interrupted."""
+    """Exit code: 0 done, 2 a mistake that the user can mend (said in one line), 130 or 143 interrupted."""
     given = vars(parser().parse_args(arguments))
     try:
         return evolve(given)
     except EvokdError as error:
         print(f"evokd: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("evokd: interrupted; a run that had begun goes on with --resume RUN", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"evokd: {str(stop) or 'interrupted; a run that had begun goes on with --resume RUN'}", file=sys.stderr)
+        return getattr(stop, "code", 130)
 
 
 def evolve(given: dict) -> int:
@@ -135,18 +169,22 @@ def evolve(given: dict) -> int:
 
     terminal = Terminal(quiet=given.pop("quiet", False))
     download, folder, overrides = given.pop("download", False), given.pop("resume", None), given.pop("overrides", [])
-    for name in ("teacher_taps", "student_taps"):
-        if name in given:
-            given[name] = tuple(path.strip() for path in given[name].split(","))
-    for name in ("seed_with", "operators"):
-        if name in given:
-            given[name] = tuple(given[name])
-    protocol = {name: given.pop(name) for name in ("transfer", "labels") if name in given}
+    accept = given.pop("accept_drift", False)
     if folder:
-        resume(Path(folder), terminal, {**given, "protocol": protocol}, overrides)
+        resume(Path(folder), terminal, settings(given), overrides, accept)
     else:
-        run(make_config({**given, "protocol": protocol}, overrides), terminal, download=download)
+        run(make_config(settings(given), overrides), terminal, download=download)
     return 0
+
+
+def settings(given: dict) -> dict:
+    """Options as fields of a configuration."""
+    listed = {
+        name: tuple(path.strip() for path in given[name].split(",")) for name in ("teacher_taps", "student_taps") if name in given
+    }
+    named = {name: tuple(given[name]) for name in ("seed_with", "operators") if name in given}
+    protocol = {name: given[name] for name in ("transfer", "labels") if name in given}
+    return {name: value for name, value in given.items() if name not in protocol} | listed | named | {"protocol": protocol}
 
 
 if __name__ == "__main__":

@@ -168,10 +168,11 @@ class Search:
 
     def close(self, counts: dict[str, int], trained: int, seconds: float) -> None:
         """Write the generation's summary and move on."""
+        seconds = max(round(seconds, 3), 0.001)  # as the journal has it, so that a resumed run's clock says the same
         self.clock += seconds
         summary = summarise(self.individuals, self.generation) | counts
         summary["cache_hits"] = counts["proposed"] - counts["new"]
-        summary |= {"trained": trained, "evaluations": self.trained, "funnel": self.ledger(), "seconds": round(seconds, 3)}
+        summary |= {"trained": trained, "evaluations": self.trained, "funnel": self.ledger(), "seconds": seconds}
         best = summary["best_id"]
         summary["best_text"] = "" if best is None else self.grammar.write(self.individuals[best])
         self.history.append(summary)
@@ -211,6 +212,9 @@ def replay(
 
     Returns:
         the events that were kept; outcomes of the torn generation are remembered in `search.recorded`.
+
+    Raises:
+        ValueError, KeyError or TypeError: what is no journal of this search.
     """
     last = max((i for i, e in enumerate(events) if e["event"] == "generation"), default=-1)
     for event in events[: last + 1]:
@@ -218,6 +222,8 @@ def replay(
             individual = Individual(list(tree_of(event["tree"])), op=event["op"], parents=tuple(event["parents"]))
             individual.id, individual.generation = event["id"], event["generation"]
             individual.settle(outcome_of(event))
+            if individual.id != len(search.individuals) or not all(parent in range(individual.id) for parent in event["parents"]):
+                raise ValueError(f"individual {individual.id} out of turn")
             search.individuals.append(individual)
             search.seen.add(event["key"])
             search.seen.update(content_key(text) for text in [event["metrics"].get("tuned_from")] if text)
@@ -239,7 +245,7 @@ def arm(problem: Problem, name: str, controller: Controller, budget: Budget, see
     def train(jobs: Sequence[Training]) -> Iterator[Outcome]:
         return iter(problem.executor.map([problem.job(i, seeds[first:last], steps) for i, (first, last), steps in jobs]))
 
-    halving = Halving(config.rungs, len(seeds), train, funnel)
+    halving = Halving(config.rungs, len(seeds), train, funnel, brackets=config.brackets)
 
     def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
         for individual, outcome in zip(batch, halving.evaluate(batch), strict=True):

@@ -28,6 +28,7 @@ class Halving:
         funnel: whose ledger tells what the rungs did.
         tune: (individual, its fitness, rung) → figures, after its numbers were tuned in place at the first rung.
         say: told of the progress.
+        brackets: the rungs of one generation after the other, in place of `rungs`; the last rung has the same number in all.
     """
 
     rungs: Sequence[Rung]
@@ -36,6 +37,7 @@ class Halving:
     funnel: Funnel
     tune: Callable[[Individual, float, Rung], dict] | None = None
     say: Callable[[str], None] = lambda line: None
+    brackets: Sequence[Sequence[Rung]] = ()
     _done: dict[int, Outcome] = field(default_factory=dict)
     _figures: dict[int, dict] = field(default_factory=dict)
 
@@ -48,7 +50,8 @@ class Halving:
         """Rung by rung; those that do not go on are settled with their place, failures with their own outcome."""
         self._done.clear()
         self._figures = {individual.id: {} for individual in batch}
-        for number, rung in enumerate(self.rungs, 1):
+        rungs = self.brackets[batch[0].generation % len(self.brackets)] if batch and self.brackets else self.rungs
+        for number, rung in enumerate(rungs, 1 + max(len(self.rungs) - len(rungs), 0)):
             with self.funnel.passing(f"rung {number}", len(batch)) as passage:
                 batch = self.climb(batch, number, rung)
                 passage.left += len(batch)

@@ -7,53 +7,40 @@ training-free score and short distillations.
 from __future__ import annotations
 
 import html
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from evokd.checkpoint import write_state, write_whole
-from evokd.config import StudentConfig, make_config, resumed_config
-from evokd.errors import EvokdError, unknown
+from evokd.config import StudentConfig, make_config, read_config, resumed_config
+from evokd.controllers import check_controller, make_student_controller
 from evokd.evaluate.distill import DivergedError
 from evokd.evaluate.students import StudentJob
 from evokd.finals import Entry, Row
-from evokd.folder import new_folder
 from evokd.funnel import Funnel, funnel_rows, part_of, told_funnel
 from evokd.genome.codec import to_names
 from evokd.genome.individual import Individual, Outcome, Status
-from evokd.journal import Journal, read_events, read_outcome
+from evokd.journal import Journal
 from evokd.memory import kept_for_others
 from evokd.mirror import Mirror
+from evokd.report.lineage import write_end
 from evokd.report.page import write_report
 from evokd.report.terminal import Terminal
-from evokd.run import Budget, Search, evaluation_seeds, replay
+from evokd.resume import Place, check_named, go_on, journal_of, take_place
+from evokd.run import Budget, Search, evaluation_seeds
 from evokd.rungs import Halving, Training
-from evokd.search.ageing import AgeingEvolution
 from evokd.search.controller import Controller
-from evokd.search.diswot import DiswotEvolution
-from evokd.search.evolution import Evolution
-from evokd.search.front import FrontEvolution
 from evokd.search.random import RandomSearch
 from evokd.student_export import TrainedStudent, export_architecture, export_student, own_judge, train_final
 from evokd.student_finals import TIERS, choose, final_rows, luck, text_of, write_student_front
 from evokd.student_problem import StudentProblem, beside_human, open_student_problem
+from evokd.students import read_definition
 from evokd.students.cost import Limited
 from evokd.tabular_search import open_table_problem, table_rows, told_rows
 
-CONTROLLERS: dict[str, Callable[[StudentProblem], Controller]] = {
-    "evolution": lambda problem: Evolution(problem.grammar, problem.config.population),
-    "random": lambda problem: RandomSearch(problem.grammar),
-    "diswot": lambda problem: DiswotEvolution(problem.grammar),
-    "ageing": lambda problem: AgeingEvolution(problem.grammar, 10, 3),
-    "nsga2": lambda problem: FrontEvolution(problem.grammar, problem.config.population, problem.costs),
-}
 ROW_NAMES = {"evolution": "evolved", "random": "random search"}
 
 
@@ -101,11 +88,11 @@ def student_search(problem: StudentProblem) -> Search:
         sound = [i for i in batch if i.outcome is None]
         _promote(sound, scores, part_of(len(sound), promoted), problem)
 
-    controller = Within(CONTROLLERS[config.controller](problem), problem.within)
+    controller = Within(make_student_controller(problem), problem.within)
     promoted = config.promote if config.evaluator == "cascade" else 1.0
     rungs = config.rungs if tier in ("distill", "train") else ()
-    halving = Halving(rungs, len(seeds), train, funnel)
-    share = promoted * halving.share
+    halving = Halving(rungs, len(seeds), train, funnel, brackets=config.brackets if rungs else ())
+    share = promoted * (config.share if rungs else 1.0)
     budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds, share)
     search = Search(config.controller, problem.grammar, controller, lambda tree: "", evaluate, budget, config.seed)
     search.screen, search.ledger = screen, funnel.close
@@ -168,48 +155,56 @@ def evolve_student(teacher=None, data=None, *, quiet: bool = True, **config: Any
 
 
 def run(
-    config: StudentConfig, terminal: Terminal, *, folder: Path | None = None, download: bool = False, **objects: Any
+    config: StudentConfig,
+    terminal: Terminal,
+    *,
+    folder: Path | None = None,
+    download: bool = False,
+    accept: bool = False,
+    **objects: Any,
 ) -> StudentResult:
     """One search for a student in its folder; see `evolve_student`. With `folder` the run there goes on."""
-    if config.controller not in CONTROLLERS:
-        raise unknown("--controller", "a controller", config.controller, CONTROLLERS)
-    events = read_events(folder) if folder else None
-    tabular = config.evaluator == "tabular"
-    problem = open_table_problem(config) if tabular else open_student_problem(config, terminal.status, download, **objects)
-    try:
-        text = f'task = "student"\nspace = {json.dumps(config.space)}\n'
-        folder = folder or new_folder(config, problem.card["data"], text)
-        with FileLock(folder / ".lock", timeout=0):
-            problem = replace(problem, executor=kept_for_others(problem, terminal.warn))
-            return _Session(problem, folder, terminal, events).run()
-    except Timeout:
-        raise EvokdError(str(folder), "a run that no other process writes", "a locked one", "wait for it, or stop it") from None
-    finally:
-        terminal.done()
-        problem.executor.close()
+    check_controller(config)
+    with ExitStack() as stack:
+        stack.callback(terminal.done)
+        events = journal_of(folder, stack, terminal.warn)
+        tabular = config.evaluator == "tabular"
+        problem = open_table_problem(config) if tabular else open_student_problem(config, terminal.status, download, **objects)
+        executor, space = problem.executor, Path(read_definition(config.space)[1]).read_text(encoding="utf-8")
+        stack.callback(executor.close)
+        problem = replace(problem, executor=kept_for_others(problem, terminal.warn))
+        place = take_place(problem, executor, space, folder, events, stack, accept, terminal.warn)
+        return _Session(problem, place, terminal).run()
 
 
-def resume(folder: Path, terminal: Terminal, changes: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudentResult:
-    """Continue a run, or extend a finished one, from its folder.
+def resume(
+    folder: Path,
+    terminal: Terminal,
+    changes: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    accept: bool = False,
+    **objects: Any,
+) -> StudentResult:
+    """Continue a run, or extend a finished one, from its folder; see `evokd.distiller.resume`.
 
     Raises:
         EvokdError: not a run folder of this task, or changes that would alter the search itself.
     """
-    return run(resumed_config(folder, "student", changes, overrides), terminal, folder=folder)
+    check_named(read_config(folder / "config.toml"), changes, objects)
+    config = resumed_config(folder, "student", changes, overrides, accept)
+    return run(config, terminal, folder=folder, accept=accept, **objects)
 
 
 class _Session:
     """One run from its first line to its last."""
 
-    def __init__(self, problem: StudentProblem, folder: Path, terminal: Terminal, events: list[dict] | None) -> None:
-        self.problem, self.config, self.folder, self.terminal = problem, problem.config, folder, terminal
-        self.start, self.search = time.perf_counter(), student_search(problem)
-        if events is not None:
-            kept = replay(self.search, events, problem.space.tree_from_names, read_outcome)
-            write_whole(folder / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
-            self.set_clock()
-        self.journal = self.search.journal = Journal(folder)
-        self.mirror = Mirror(problem, folder, terminal.warn)
+    def __init__(self, problem: StudentProblem, place: Place, terminal: Terminal) -> None:
+        self.problem, self.config, self.place, self.terminal = problem, problem.config, place, terminal
+        self.folder, self.start, self.search = place.folder, time.perf_counter(), student_search(problem)
+        self.fresh = not go_on(self.search, place, problem.space.tree_from_names)
+        self.set_clock()
+        self.journal = self.search.journal = Journal(self.folder)
+        self.mirror = Mirror(problem, self.folder, terminal.warn)
 
     def set_clock(self) -> None:
         """A table's clock is the simulated one."""
@@ -217,18 +212,17 @@ class _Session:
             self.search.clock = self.problem.table.clock(self.search)
 
     def run(self) -> StudentResult:
-        with closing(self.journal), self.mirror.until_the_end(self.interrupted):
+        with closing(self.journal), self.mirror.until_the_end():
             return self.through()
-
-    def interrupted(self) -> None:
-        self.terminal.say(f"\n stopped; to go on: python -m evokd.evolve student --resume {self.folder}")
 
     def through(self) -> StudentResult:
         """Search, choice, finals, and everything that is written of them."""
         self.terminal.opening(self.problem, self.folder)
-        if not self.search.individuals:
-            about = {"config": self.config.hash(), "problem": self.problem.key}
+        if self.fresh:
+            about = {"config": self.config.hash(), "problem": self.problem.key, "card": self.problem.card}
             self.journal.write("start", version=1, **about, seed=self.config.seed)
+        if self.place.drift:
+            self.journal.write("drift", lines=self.place.drift)
         self.search.notice = self.notice
         self.search.run()
         best = choose(self.problem, self.search.individuals, self.journal, self.terminal.status)
@@ -238,7 +232,9 @@ class _Session:
         front = write_student_front(self.folder, self.problem, self.search.individuals)
         files += [self.report(entry, best, rows, table), self.folder / "front.csv"]
         self.journal.write("end", best=entry.text)
+        files += write_end(self.folder)
         self.mirror.finish(rows, [*files, self.journal.path], figures)
+        self.place.terms.trainings.remove()
         names = " ".join(path.name for path in files if path.parent.name == "best")
         speed = "latency {latency_ms:.2f} ms, {latency_ratio:.2f} × the human-designed student's"
         measured = [speed.format(**figures)] if figures else []
@@ -273,8 +269,9 @@ class _Session:
         self.set_clock()
         self.terminal.generation(self.search, summary)
         told = {k: summary[k] for k in ("generation", "evaluations", "best", "best_id")}
-        write_state(self.folder / "state.json", {"version": 1, "seed": self.config.seed, **told})
+        self.journal.mark(seed=self.config.seed, **told)
         self.mirror.generation(self.search, summary)
+        self.place.generation_over()
 
     def export(self, best: Individual, rows: Sequence[Row]) -> tuple[list[Path], dict[str, float]]:
         """(files, measured figures) of the winner as the finals trained it with their first seed; from a table, its architecture alone."""

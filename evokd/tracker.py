@@ -1,17 +1,45 @@
 """MLflow, its only door: the mirror of a run. Every call happens on one background thread, from the driver alone.
 
-If MLflow is missing, slow or away the search goes on: the first failure is said once, and the journal stays the truth.
+If MLflow is missing, slow or away the search goes on: the first failure is said once, and the journal stays the truth, from which
+`evokd track sync` fills the mirror in.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 PARAM_LIMIT, TAG_LIMIT, BATCH = 6000, 8000, 100
+PATIENCE = 60.0  # seconds that the end of a run waits for a slow server
+DEFAULTS = {  # MLflow itself would try for many minutes
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run as its journal tells it.
+
+    Attributes:
+        generations: summaries, as `Tracker.generation` takes them.
+        children: (name, params, tags, metrics, curve), as `Tracker.child` takes them.
+        files: artifacts.
+        status: FINISHED or KILLED.
+        metrics: of the end.
+    """
+
+    generations: Sequence[Mapping[str, Any]]
+    children: Sequence[tuple]
+    files: Sequence[Path]
+    status: str
+    metrics: dict[str, float]
 
 
 class Tracker:
@@ -29,9 +57,13 @@ class Tracker:
         self.run_id = self._experiment_id = ""
         self._client: Any = None
         self._failed = self._closed = False
-        self._thread = ThreadPoolExecutor(1, "mlflow")
+        self._name = ""
+        self._tasks: SimpleQueue = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)  # which a process does not wait for
+        self._thread.start()
 
     def start(self, name: str, params: dict[str, Any], tags: dict[str, str], files: Iterable[Path]) -> None:
+        self._name = name
         self._do(self._start, name, params, tags, list(files))
 
     def generation(self, summary: dict) -> None:
@@ -46,14 +78,21 @@ class Tracker:
         self._do(self._files, list(paths), folder)
 
     def finish(self, status: str, metrics: dict[str, float], tags: dict[str, str]) -> None:
-        """Close the parent run and wait for everything to be written; a second call does nothing."""
+        """Close the parent run and wait for everything to be written, within reason; a second call does nothing."""
         if not self._closed:
             self._closed = True
             self._do(self._finish, status, metrics, tags)
-            self._thread.shutdown(wait=True)
+            self._tasks.put(None)
+            self._thread.join(PATIENCE)
+            if self._thread.is_alive():
+                self._fail(f"the server is {PATIENCE:g} seconds late")
 
     def _do(self, fn: Callable, *args: Any) -> None:
-        self._thread.submit(self._guarded, fn, args)
+        self._tasks.put((fn, args))
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            self._guarded(*task)
 
     def _guarded(self, fn: Callable, args: tuple) -> None:
         if self._failed:
@@ -61,27 +100,66 @@ class Tracker:
         try:
             fn(*args)
         except Exception as error:  # whatever goes wrong in tracking must not end a search
-            self._failed = True
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            self.warn(f"tracking stopped, the search goes on: {reason}")
+            self._fail(f"{type(error).__name__}: {error}".splitlines()[0][:160])
+
+    def _fail(self, reason: str) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        self.warn(f"tracking stopped, the search goes on: {reason}; later: evokd track sync {self._name}")
 
     def _start(self, name: str, params: dict, tags: dict, files: list[Path]) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import mlflow
-
-        self._client = mlflow.MlflowClient(self.uri)
-        found = self._client.get_experiment_by_name(self.experiment)
-        location = self.artifacts.resolve().as_uri() if self.artifacts else None
-        self._experiment_id = found.experiment_id if found else self._client.create_experiment(self.experiment, location)
+        self._connect()
         if self._reopened(name):
             return
         self.run_id = self._client.create_run(self._experiment_id, run_name=name, tags=_cut(tags, TAG_LIMIT)).info.run_id
         self._log(self.run_id, params={k: str(v) for k, v in params.items()})
         self._files(files, None)
 
+    def _connect(self) -> None:
+        for name, value in DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        import mlflow
+
+        self._client = mlflow.MlflowClient(self.uri)
+        found = self._client.get_experiment_by_name(self.experiment)
+        location = self.artifacts.resolve().as_uri() if self.artifacts else None
+        self._experiment_id = found.experiment_id if found else self._client.create_experiment(self.experiment, location)
+
+    def sync(self, name: str, params: dict, tags: dict, told: Story) -> dict[str, int]:
+        """Fill in what a run's mirror lacks, here and now; how many generations, children and files were written.
+
+        What is there stays: generations are told apart by their step, children by their name.
+
+        Raises:
+            whatever MLflow does.
+        """
+        self._start(name, params, tags, [])
+        known = {m.step for m in self._client.get_metric_history(self.run_id, "evaluations")}
+        missing = [g for g in told.generations if g["generation"] not in known]
+        for summary in missing:
+            self._generation(dict(summary))
+        nested = f"tags.`mlflow.parentRunId` = '{self.run_id}'"
+        names = {run.info.run_name for run in self._all(nested)}
+        children = [child for child in told.children if child[0] not in names]
+        for child in children:
+            self._child(*child)
+        for path in told.files:
+            self._files([path], "best" if path.parent.name == "best" else None)
+        self._finish(told.status, told.metrics, tags | {"evokd.state": told.status.lower()})
+        return {"generations": len(missing), "children": len(children), "files": len(told.files)}
+
+    def _all(self, wanted: str) -> list:
+        found, token = [], None
+        while True:
+            page = self._client.search_runs([self._experiment_id], wanted, max_results=1000, page_token=token)
+            found, token = [*found, *page], page.token
+            if not token:
+                return found
+
     def _reopened(self, name: str) -> bool:
         """A resumed run goes on in the run that mirrors its folder."""
-        wanted = f"tags.`evokd.kind` = 'search' and tags.`evokd.folder` = '{name}'"
+        wanted = f"tags.`evokd.folder` = '{name}'"
         for run in self._client.search_runs([self._experiment_id], wanted, max_results=1):
             self.run_id = run.info.run_id
             self._client.update_run(self.run_id, status="RUNNING")

@@ -23,10 +23,11 @@ def describe(folder: Path) -> str:
         events = read_events(folder)
     except EvokdError:
         return f"{folder.name:<44} unreadable"
+    state = "finished" if events and events[-1]["event"] == "end" else "going" if _locked(folder) else "stopped"
     last = next((e for e in reversed(events) if e["event"] == "generation"), None)
     if last is None:
-        return f"{folder.name:<44} started"
-    state = "finished" if events[-1]["event"] == "end" else "going" if _locked(folder) else "stopped"
+        seeds = sum(e["event"] == "seed" for e in events)  # of a full training
+        return f"{folder.name:<44} {state:<9}" + (f" {seeds} seeds trained" if seeds else " before its first generation")
     best = f"{last['best']:.2f}" if last["best"] is not None else "–"
     return f"{folder.name:<44} {state:<9} g{last['generation']:<3} {last['evaluations']:>5} trained  best {best}  {last['best_text']}"
 

@@ -100,6 +100,12 @@ class Distiller:
         short.protocol = self.protocol.model_copy(update={"steps": max(round(share * self.protocol.steps), 1)})
         return short
 
+    def smaller(self) -> Distiller:
+        """The same with half the batch, for a device whose memory did not suffice."""
+        half = copy.copy(self)
+        half.protocol = self.protocol.model_copy(update={"batch": max(self.protocol.batch // 2, 2)})
+        return half
+
     def train(self, job: Job, seed: int) -> tuple[dict[str, float], list[tuple[int, float, float]]]:
         """(figures on the job's split, curve of (step, cross-entropy, distillation loss)).
 
