@@ -22,6 +22,7 @@ DOORS = {
     "mlflow": ("tracker.py",),
     "networkx": ("students/", "report/"),
     "optuna": ("search/tpe.py",),
+    "timm": ("models/",),
     "pydantic": ("config.py",),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),
@@ -38,6 +39,8 @@ DOORS = {
         "memory.py",
         "student_problem.py",
         "student_export.py",
+        "full_training.py",
+        "full_run.py",
     ),
 }
 

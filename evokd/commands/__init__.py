@@ -12,7 +12,15 @@ COMMANDS = {
     "export": "write a loss as LaTeX, SymPy, PyTorch or JSON",
     "score": "rank the training-free scores of students against a table",
     "spaces": "list the search spaces, or show one",
+    "distill": "train a student in full with any loss, several seeds",
+    "teacher": "train, list or check teachers",
+    "compare": "compare search controllers on equal terms, with curves and intervals",
+    "akd": "AKD's experiments: the 2 × 2, teachers' preferences, agents, human designs",
+    "oneshot": "find a cell by one training of a supernet: RSPS, GDAS, DARTS",
+    "report": "lay runs out as a published table",
+    "lineage": "draw the family tree of a run's winner, or of any candidate",
     "runs": "list runs with their state and best loss",
+    "track": "fill in what MLflow lacks of a run: track sync RUN",
     "ui": "open the MLflow UI on the runs, on localhost",
 }
 
