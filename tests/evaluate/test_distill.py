@@ -231,3 +231,13 @@ def test_test_and_validation_are_told_apart(distiller):
         assert right == pytest.approx(round(right), abs=1e-3)
     assert network_figures["validation"]["ce"] != network_figures["test"]["ce"]
     assert network_figures["validation"]["curve"] == network_figures["test"]["curve"]
+
+
+def test_a_smaller_distiller_takes_half_the_batch_and_leaves_the_other_alone(distiller):
+    before = distiller.protocol.batch
+    half = distiller.smaller()
+    sizes = [len(index) for index, _ in half.batches(1)]
+    assert set(sizes) == {before // 2}
+    assert len(sizes) == distiller.protocol.steps
+    assert distiller.protocol.batch == before
+    assert half.smaller().smaller().smaller().smaller().protocol.batch == 2
