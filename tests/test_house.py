@@ -39,8 +39,7 @@ DOORS = {
         "memory.py",
         "student_problem.py",
         "student_export.py",
-        "full_training.py",
-        "full_run.py",
+        "training/",
     ),
 }
 

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def compare_controllers(given: dict) -> int:
     """Run what is missing of a comparison, and tell all of it."""
-    from evokd.compare import compare_controllers, make_plan, told
+    from evokd.compare.controllers import compare_controllers, make_plan, told
     from evokd.report.terminal import Terminal
 
     if "controller" in given:

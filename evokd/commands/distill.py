@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         "tracking": given.get("tracking_uri"),
         "download": given.get("download", False),
     }
-    from evokd.full_run import read_order, run
+    from evokd.training.run import read_order, run
 
     if "resume" in given:
         folder = Path(given["resume"])
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def order_of(given: dict[str, Any]):
     """The order that options make, checked as far as they go by themselves."""
-    from evokd.full_run import Order, loss_of
     from evokd.losses.own import load_operators
-    from evokd.recipes import read_pair, read_recipe
+    from evokd.training.recipes import read_pair, read_recipe
+    from evokd.training.run import Order, loss_of
 
     if "pair" in given:
         pair = read_pair(given["pair"])

@@ -19,13 +19,13 @@ def main(arguments: Sequence[str]) -> int:
 def train(given: argparse.Namespace) -> int:
     """Plain training under a recipe; the weights with their card."""
     from evokd.data import read_data
-    from evokd.full_run import Order, trained_on
-    from evokd.full_training import FullTraining
     from evokd.models.teachers import card_of, write_weights
     from evokd.models.zoo import build
     from evokd.problem import check_writable, pick_device
-    from evokd.recipes import read_recipe
     from evokd.report.terminal import Terminal
+    from evokd.training.recipes import read_recipe
+    from evokd.training.run import Order, trained_on
+    from evokd.training.seed import FullTraining
 
     recipe = read_recipe(given.recipe, given.network, given.overrides)
     if ".py:" in given.network:
@@ -88,12 +88,12 @@ def _told(path: Path) -> str:
 def check(given: argparse.Namespace) -> int:
     """Weights, hash, classes and normalisation, then the accuracy on test, against what the card says or `--expect`."""
     from evokd.data import read_data
-    from evokd.full_run import Order, teacher_of
-    from evokd.full_training import FullTraining
     from evokd.models.teachers import read_weights, weights_key
     from evokd.models.zoo import parameters
     from evokd.problem import pick_device
-    from evokd.recipes import short
+    from evokd.training.recipes import short
+    from evokd.training.run import Order, teacher_of
+    from evokd.training.seed import FullTraining
 
     device, path = pick_device(given.device), Path(given.file)
     network, card = read_weights(path)

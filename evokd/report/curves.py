@@ -12,7 +12,7 @@ import numpy as np
 from evokd.checkpoint import write_whole
 
 if TYPE_CHECKING:
-    from evokd.compare import Compared, Measure, Panel
+    from evokd.compare.controllers import Compared, Measure, Panel
 
 _PAGE = Path(__file__).with_suffix(".html")
 COLOURS = ("#d1495b", "#30638e", "#edae49", "#3d9970", "#8e6c8a", "#00798c", "#a0522d", "#6b7280")

@@ -13,11 +13,11 @@ from scipy import stats
 from evokd.commands.distill import main, order_of
 from evokd.errors import EvokdError
 from evokd.export import FORMAT
-from evokd.full_run import Order, loss_of, read_order, summarised, table, trained_on
 from evokd.journal import read_events, without_clock
 from evokd.models.resnet import ResNet
 from evokd.models.teachers import accuracy, load_teacher, read_weights, write_weights
-from evokd.recipes import short
+from evokd.training.recipes import short
+from evokd.training.run import Order, loss_of, read_order, summarised, table, trained_on
 
 GIVEN = ["--student", "resnet8w4", "--recipe", "short-2", "--tracking-uri", "none", "--device", "cpu", "--quiet"]
 
@@ -71,7 +71,7 @@ def test_a_run_keeps_every_seed_its_weights_and_its_figures(whole, digits):
 
 def test_a_run_that_was_killed_goes_on_to_the_same_figures(home, whole, tmp_path, monkeypatch):
     """Killed after the first epoch of the second seed."""
-    from evokd.full_training import State
+    from evokd.training.seed import State
 
     save, count = State.save, []
 

@@ -9,15 +9,15 @@ from safetensors.torch import load_file, save_file
 from evokd.data import Split
 from evokd.errors import EvokdError
 from evokd.evaluate.distill import DivergedError
-from evokd.full_training import FullTraining, State, best_of, calibration_error, hard_loss, top
 from evokd.losses.known import KNOWN
 from evokd.losses.language import parse_loss
 from evokd.models.tapping import plan_taps
 from evokd.models.teachers import load_teacher
 from evokd.models.views import cropped, draw_crops
 from evokd.models.zoo import build
-from evokd.recipes import IMAGENET, Recipe, short
 from evokd.streams import derive
+from evokd.training.recipes import IMAGENET, Recipe, short
+from evokd.training.seed import FullTraining, State, best_of, calibration_error, hard_loss, top
 
 CLOCK = "seconds"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from evokd.errors import EvokdError
 from evokd.losses.known import KNOWN
 from evokd.models.zoo import NAMED
-from evokd.recipes import CRD, GAMMAS, IMAGENET, PAIRS, SLOW, Recipe, read_pair, read_recipe, short
+from evokd.training.recipes import CRD, GAMMAS, IMAGENET, PAIRS, SLOW, Recipe, read_pair, read_recipe, short
 
 
 def rates(recipe: Recipe, steps: int) -> list[float]:

@@ -29,7 +29,6 @@ from evokd.evaluate.distill import DivergedError
 from evokd.export import read_loss
 from evokd.finals import interval
 from evokd.folder import commit
-from evokd.full_training import FullTraining, Say, Trained
 from evokd.genome.individual import content_key
 from evokd.journal import Journal, read_events
 from evokd.losses.known import KNOWN
@@ -43,10 +42,11 @@ from evokd.models.teachers import Teacher, card_of, load_teacher, weights_key, w
 from evokd.models.views import normalised
 from evokd.models.zoo import build, parameters
 from evokd.problem import check_writable, pick_device
-from evokd.recipes import GAMMAS, Recipe, recipe_of
 from evokd.report.terminal import Terminal
 from evokd.run import evaluation_seeds
 from evokd.tracker import Tracker, tracking_uri
+from evokd.training.recipes import GAMMAS, Recipe, recipe_of
+from evokd.training.seed import FullTraining, Say, Trained
 
 ROWS = {  # figure → how the closing table calls it
     "top1": "top-1 %, last epoch", "top5": "top-5 %, last epoch", "best_top1": "top-1 %, best epoch", "best_top5": "top-5 % there",

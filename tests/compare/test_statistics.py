@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from evokd.statistics import bands, held, holm, pair_of, pairs, signed_rank, superiority
+from evokd.compare.statistics import bands, held, holm, pair_of, pairs, signed_rank, superiority
 
 SAMPLES = st.lists(st.integers(0, 8).map(float), min_size=1, max_size=12)
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from evokd.arms import Losses, Students, finals_of, is_whole, open_field, run_arm, tracked
 from evokd.checkpoint import write_whole
+from evokd.compare.arms import Losses, Students, finals_of, is_whole, open_field, run_arm, tracked
+from evokd.compare.statistics import Bands, Pair, bands, pairs
 from evokd.config import Config, change_config, make_config, resumed_config
 from evokd.controllers import check_controller
 from evokd.errors import EvokdError
@@ -33,7 +34,6 @@ from evokd.problem import count_workers
 from evokd.report.curves import draw_curves, write_page
 from evokd.report.terminal import Terminal
 from evokd.run import evaluation_seeds
-from evokd.statistics import Bands, Pair, bands, pairs
 
 if TYPE_CHECKING:
     from evokd.tabular_search import Published

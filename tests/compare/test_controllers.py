@@ -11,9 +11,9 @@ import mlflow
 import numpy as np
 import pytest
 
-from evokd import compare
-from evokd.arms import DISTILLED, LABELS, Losses, finals_of
-from evokd.compare import Arm, Compared, Measure, Plan, compare_controllers, make_plan, read_found, written
+from evokd.compare import controllers as compare
+from evokd.compare.arms import DISTILLED, LABELS, Losses, finals_of
+from evokd.compare.controllers import Arm, Compared, Measure, Plan, compare_controllers, make_plan, read_found, written
 from evokd.config import make_config, read_config
 from evokd.errors import EvokdError
 from evokd.evaluate.tabular import read_table

@@ -29,8 +29,8 @@ from evokd.models.tapping import Tapped, TapPlan, logits_of
 from evokd.models.teachers import Teacher
 from evokd.models.views import augmented, centre, cropped, draw_crops, draw_views, normalised
 from evokd.models.zoo import build
-from evokd.recipes import Recipe
 from evokd.streams import derive
+from evokd.training.recipes import Recipe
 
 CHUNK = 500  # images at once where nothing is trained
 BINS = 15  # of the calibration error
