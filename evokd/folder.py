@@ -31,16 +31,25 @@ def write_front(folder: Path, sizes: Sequence[Size]) -> list[tuple[int, float, s
 
 
 def new_folder(config: Config, data: str, space: str) -> Path:
-    name = f"{date.today()}-{config.task}-{data}-{config.hash()[:4]}"
+    folder = fresh(Path(config.out), f"{config.task}-{data}-{config.hash()[:4]}")
+    write_whole(folder / "config.toml", config.to_toml())
+    write_whole(folder / "space.toml", space)
+    write_whole(folder / "environment.txt", _environment())
+    return folder
+
+
+def fresh(out: Path, name: str) -> Path:
+    """A folder of today's date and a name, made now; numbered if there is one.
+
+    Raises:
+        EvokdError: after a thousand of them.
+    """
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        folder = Path(config.out) / (name + suffix)
+        folder = out / f"{date.today()}-{name}{suffix}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
-        write_whole(folder / "config.toml", config.to_toml())
-        write_whole(folder / "space.toml", space)
-        write_whole(folder / "environment.txt", _environment())
         return folder
     raise EvokdError("--out", "fewer than 1000 runs of one name a day", name)
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from evokd.config import StudentConfig, make_config
 from evokd.errors import EvokdError
 from evokd.evaluate.students import StudentJob
 from evokd.executor import Serial, Workers
+from evokd.folder import fresh
 from evokd.journal import Journal, read_events
 from evokd.report.terminal import Terminal
 from evokd.run import evaluation_seeds
@@ -114,16 +114,9 @@ def _tuples(value: Any) -> Any:
 
 def new_experiment(plan: Plan, out: Path, data: str) -> Path:
     """A fresh folder with its plan."""
-    name = f"{date.today()}-akd-{plan.kind}-{data}-{plan.key()}"
-    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        folder = out / (name + suffix)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        write_plan(folder, plan)
-        return folder
-    raise EvokdError("--out", "fewer than 1000 experiments of one name a day", name)
+    folder = fresh(out, f"akd-{plan.kind}-{data}-{plan.key()}")
+    write_plan(folder, plan)
+    return folder
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

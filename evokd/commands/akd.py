@@ -3,9 +3,10 @@
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from evokd.commands import whole
 from evokd.errors import EvokdError
 
 KINDS = {
@@ -146,17 +147,6 @@ def read_band(text: str) -> tuple[float, float]:
     if not 0 <= band[0] < band[1] < math.inf:
         raise EvokdError("--bands", "LOW-HIGH in millions of MACs, such as 30-45,60-75", repr(text)[:40])
     return band
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """The reader of an option's whole number."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text[:40]!r}")
-        return int(text)
-
-    return read
 
 
 def _options(kind: str) -> argparse.ArgumentParser:

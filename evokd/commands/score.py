@@ -2,9 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from evokd.commands import whole
 from evokd.errors import EvokdError
 
 
@@ -104,17 +105,6 @@ def _options() -> argparse.ArgumentParser:
         each.add_argument("--batch", type=whole(2), default=64, metavar="B")
         each.add_argument("--seed", type=int, default=0)
     return top
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """The reader of an option's whole number."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text[:40]!r}")
-        return int(text)
-
-    return read
 
 
 def render(rows: Sequence) -> list[str]:

@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from evokd.errors import EvokdError
 from evokd.evaluate.distill import DivergedError
 from evokd.export import read_loss
 from evokd.finals import interval
-from evokd.folder import commit
+from evokd.folder import commit, fresh
 from evokd.genome.individual import content_key
 from evokd.journal import Journal, read_events
 from evokd.losses.known import KNOWN
@@ -255,16 +254,9 @@ def run(
 
 def new_folder(order: Order, data: str, out: Path) -> Path:
     """RUN with its order.json."""
-    name = f"{date.today()}-full-{data}-{order.hash()[:4]}"
-    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        folder = out / (name + suffix)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        write_whole(folder / "order.json", order.text())
-        return folder
-    raise EvokdError("--out", "fewer than 1000 runs of one name a day", name)
+    folder = fresh(out, f"full-{data}-{order.hash()[:4]}")
+    write_whole(folder / "order.json", order.text())
+    return folder
 
 
 def _same(folder: Path, opened: Opened) -> None:
