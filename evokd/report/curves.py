@@ -67,6 +67,8 @@ def _curves(axes, panel: Panel, looks: dict[str, tuple[str, str]]) -> None:
         top = max(float(band.high.max()) for band in panel.bands.values() if len(band.x))
         margin = 0.05 * (top - min(lows)) or 0.5
         axes.set_ylim(min(lows) - margin, top + margin)
+    if panel.axis == "evaluations":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(panel.axis, fontsize=9)
     axes.set_ylabel(f"{panel.what}, best so far" if "incumbent" not in panel.what else panel.what, fontsize=9)
     axes.tick_params(labelsize=8)
