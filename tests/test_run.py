@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from evokd.genome.individual import Status
 from evokd.journal import individuals, read_events, without_clock
-from evokd.run import evaluation_seeds
+from evokd.losses import parse_loss, write_loss
+from evokd.run import Budget, arm, evaluation_seeds
+from evokd.search.random import RandomSearch
 from tests.toy import TARGET, Toy, value_of
 
 CONTROLLERS = ["evolution", "random"]
@@ -159,3 +162,12 @@ def test_what_is_trimmed_is_journalled_trained_and_known_as_what_is_left(tmp_pat
     (tmp_path / "cut" / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in kept))
     again = [event for event in trimming(tmp_path / "cut").run() if event["event"] == "individual"]
     assert [e["tree"] for e in again] == trees
+
+
+def test_an_arm_trims_as_its_problem_does_and_not_without_the_gate(problem):
+    tree = parse_loss("l2(logits) + 0*l1(logits)")
+    funnel = problem.config.funnel.model_copy(update={"gates": ("probe",)})
+    without = replace(problem, config=problem.config.model_copy(update={"funnel": funnel}))
+    for searched, left in ((problem, "l2(logits)"), (without, write_loss(tree))):
+        search = arm(searched, "random", RandomSearch(searched.grammar), Budget(1, 2), 0)
+        assert write_loss(search.trim(tree)) == left

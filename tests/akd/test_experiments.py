@@ -11,6 +11,7 @@ import pytest
 from evokd.akd.experiment import Plan, Training, opened, read_plan
 from evokd.akd.results import render, told
 from evokd.akd.run import run_plan
+from evokd.akd.square import cells_of
 from evokd.errors import EvokdError
 from evokd.evaluate.students import StudentJob
 from evokd.executor import Serial
@@ -186,3 +187,19 @@ def test_a_training_that_fails_is_kept_as_failed_and_not_tried_again(plan, tmp_p
 def test_two_processes_do_not_write_one_experiment(plan, tmp_path):
     with opened(plan, tmp_path, QUIET), pytest.raises(EvokdError, match="locked"), opened(plan, tmp_path, QUIET):
         pass
+
+
+def test_each_cell_is_of_its_own_student_and_way():
+    class Told:
+        def accuracies(self, teacher, student, way):
+            assert bool(teacher) == (way == "kd")
+            return {
+                ("nas", "plain"): [1.0, 3.0],
+                ("nas", "kd"): [20.0, 40.0],
+                ("akd", "plain"): [500.0] * 2,
+                ("akd", "kd"): [8e3] * 2,
+            }[student, way]
+
+    cells = cells_of(Told(), "teacher", "nas", "akd")
+    assert (cells.cls_nas, cells.kd_nas, cells.cls_akd, cells.kd_akd) == (2.0, 30.0, 500.0, 8000.0)
+    assert cells.knowledge == (8000.0 - 500.0) - (30.0 - 2.0)
