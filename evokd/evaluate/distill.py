@@ -131,8 +131,9 @@ class Distiller:
         return network, curve
 
     def build(self, seed: int) -> nn.Module:
-        card = self.bank.card
-        return build(self.student, card["classes"], card["shape"][0], derive(seed, "student")).to(self.device)
+        card, layout = self.bank.card, torch.channels_last if self.protocol.channels_last else torch.contiguous_format
+        network = build(self.student, card["classes"], card["shape"][0], derive(seed, "student"))
+        return network.to(self.device, memory_format=layout)
 
     def examples(self, tapped: Tapped, live: Tapped | None, count: int = 2) -> tuple[Taps, Taps]:
         """Student's and teacher's taps of the first images, in eval mode."""

@@ -100,7 +100,7 @@ def satt(f: Tensor) -> Tensor:
     The root is taken in the logarithm: √softmax has an infinite slope where the softmax underflows.
     """
     a = f.abs().mean(1, keepdim=True).flatten(2)
-    return f * ((a / 0.5).log_softmax(2) / 2).exp().mul(a.shape[2] ** 0.5).view(f.shape[0], 1, *f.shape[2:])
+    return f * ((a / 0.5).log_softmax(2) / 2).exp().mul(a.shape[2] ** 0.5).reshape(f.shape[0], 1, *f.shape[2:])
 
 
 def natt(f: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def natt(f: Tensor) -> Tensor:
 def catt(f: Tensor) -> Tensor:
     """f · √A with A = C · softmax over channels of (mean_HW |f|) / 0.5 (FGD's channel attention)."""
     b = f.abs().flatten(2).mean(2)
-    return f * ((b / 0.5).log_softmax(1) / 2).exp().mul(b.shape[1] ** 0.5).view(*f.shape[:2], *[1] * (f.dim() - 2))
+    return f * ((b / 0.5).log_softmax(1) / 2).exp().mul(b.shape[1] ** 0.5).reshape(*f.shape[:2], *[1] * (f.dim() - 2))
 
 
 def drop(f: Tensor, mask: Tensor) -> Tensor:
