@@ -168,14 +168,16 @@ class Pair:
 
 
 def open_problem(
-    config: Config, say: Say, seeds: Sequence[list] = (), *, download: bool = False, evaluate: Callable | None = None, **objects
-) -> Problem:
+    config: Config, say: Say, seeds: Sequence[list] = (), *, guests: Sequence[list] = (), download: bool = False,
+    evaluate: Callable | None = None, **objects,
+) -> Problem:  # fmt: skip
     """Data, teacher and student checked and recorded.
 
     Args:
         config: the search.
         say: progress line by line.
         seeds: losses of the first generation, which may read more than the space does.
+        guests: losses that may do so too, and of which those that do not fit the pair are passed over.
         download: allow torchvision to fetch data.
         evaluate: (DistillLoss) → float, the user's own training instead of the short distillation.
         **objects: instead of what the configuration names, `teacher` (an `nn.Module`), `student` (a callable that takes K and returns
@@ -190,7 +192,7 @@ def open_problem(
     check_writable(Path(config.out))
     pair = _pair(config, say, download, **objects)
     grammar = loss_grammar(space.space, pair.positions)
-    used = _used(pair, grammar, seeds)
+    used = _used(pair, grammar, [*seeds, *(tree for tree in guests if not misfit(tree, pair.taps))])
     pair = _sparing(pair, used)
     key = bank_key(pair.data, pair.teacher, pair.plans[1], config.protocol, used)
     folder = Path(config.out) / "cache" / "banks" / key
@@ -209,6 +211,15 @@ def _closed(pair: Pair, evaluate: Callable | None) -> str:
     if callable(pair.student) or ".py:" in pair.student:
         return "a student of one's own code"
     return "a teacher without a weights file" if pair.teacher.path is None else ""
+
+
+def misfit(tree: Sequence, taps: Sequence[Taps]) -> str:
+    """Why a loss cannot be had for what student and teacher show; empty if it can."""
+    try:
+        compile_loss(tree, *taps[:2])
+    except EvokdError as error:
+        return str(error)
+    return ""
 
 
 def _used(pair: Pair, grammar: Grammar, seeds: Sequence[list]) -> list[str]:

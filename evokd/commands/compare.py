@@ -31,6 +31,73 @@ def compare_controllers(given: dict) -> int:
     return 0
 
 
+def compare_losses(given: dict) -> int:
+    """Tune, train and tell what is missing of a comparison of losses."""
+    from evokd.compare.loss_plan import make_plan, read_plan
+    from evokd.compare.loss_tables import told
+    from evokd.compare.losses import compare_losses
+    from evokd.report.terminal import Terminal
+
+    terminal, resumed = Terminal(quiet=given.pop("quiet", False)), given.pop("resume", None)
+    if resumed:
+        folder = Path(resumed)
+        if odd := sorted(set(given) - {"seeds"}):
+            raise EvokdError("--resume", "no other option than --seeds and --quiet", f"--{odd[0]}")
+        plan = read_plan(folder, given.get("seeds"))
+    else:
+        folder, counts = None, {name: given.pop(name) for name in ("seeds", "trials", "best", "more") if name in given}
+        asked = {name: _listed(given.pop(name, "")) for name in ("students", "known")}
+        overrides, run = given.pop("overrides", []), given.pop("run", None)
+        losses = given.pop("losses", [])
+        plan = make_plan(settings(given), overrides, run=Path(run) if run else None, losses=losses, **asked, **counts)
+    found = compare_losses(plan, terminal, folder)
+    terminal.say("\n".join(told(found)))
+    terminal.say(f"\n {found.folder}: losses.html losses.csv standings.csv tuning.csv accuracy.png ranks.png")
+    return 0
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _losses_options(commands) -> None:
+    losses = commands.add_parser(
+        "losses",
+        help="found and hand-made losses on one pair or several, tuned alike, told once on test",
+        description="Losses on equal terms: those of a search (its winner, random search, tuned KD), others as they are, and published "
+        "ones that are tuned on validation with as many trials each; all with the same fresh seeds, told once on test.",
+        argument_default=argparse.SUPPRESS,
+    )
+    losses.set_defaults(compare=compare_losses)
+    losses.add_argument("run", nargs="?", metavar="RUN", help="a finished search, whose pair, protocol and losses are taken")
+    rows = losses.add_argument_group("the rows")
+    rows.add_argument(
+        "--loss", dest="losses", action="append", metavar="LOSS", help="known name, text or loss.json, told as it is"
+    )
+    rows.add_argument("--known", metavar="A,B,…", help="published losses that are tuned first, or all")
+    rows.add_argument("--trials", type=int, metavar="N", help="of each of them; 6 if not given")
+    rows.add_argument("--best", type=int, metavar="N", help="of them that are told on test; 8 if not given")
+    rows.add_argument("--more", type=int, metavar="N", help="further trials of each of these; 6 if not given")
+    pair = losses.add_argument_group("the pairs, with RUN those of the search")
+    pair.add_argument("--teacher", metavar="T", help="name, file.safetensors, or file.py:callable")
+    pair.add_argument("--students", metavar="A,B,…", help="network specs; tuned for the first, told for all")
+    pair.add_argument("--data", metavar="D", help="digits, cifar10, cifar100, fashion_mnist, mnist, an npz file or a folder")
+    pair.add_argument("--transfer", type=int, metavar="N", help="use only N training images")
+    pair.add_argument("--labels", type=int, metavar="N", help="know the labels of only N training images")
+    pair.add_argument("--operators", action="append", metavar="FILE.py:FN", help="an operator of your own")
+    run = losses.add_argument_group("the comparison")
+    run.add_argument("--seeds", type=int, metavar="K", help="fresh ones a row; 5 if not given")
+    run.add_argument("--seed", type=int, metavar="N", help="from which all derive")
+    run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
+    run.add_argument("--timeout-seconds", type=float, metavar="S", help="time limit of one training")
+    run.add_argument("--device", metavar="D", help="auto, cpu or cuda")
+    run.add_argument("--out", metavar="DIR", help="home of runs, cache and mlflow.db")
+    run.add_argument("--resume", metavar="FOLDER", help="go on with a comparison, with more --seeds if wanted")
+    run.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
+    run.add_argument("--quiet", action="store_true")
+    run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s protocol.steps=300")
+
+
 def _options() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="evokd compare", description="What beats what, on equal terms and with intervals.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -45,4 +112,5 @@ def _options() -> argparse.ArgumentParser:
         own.add_argument(
             "--no-finals", dest="finals", action="store_false", help="do not train the winners again and tell them on test"
         )
+    _losses_options(commands)
     return top
