@@ -1,27 +1,30 @@
-"""Executors: jobs in, outcomes out, in the order of the jobs, whoever computed them. Serial in this process, or spawned workers."""
+"""Executors: jobs in, outcomes out, in the order of the jobs, whoever computed them. Serial in this process, or workers elsewhere."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any, final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from evokd.errors import EvokdError
 from evokd.genome.individual import Outcome, Status
+from evokd.processes import Processes
 from evokd.signals import Ending
 from evokd.trainings import Trainings
+from evokd.worker import attempt
+
+if TYPE_CHECKING:
+    from evokd.config import Config
 
 POLL = 0.2  # seconds between two looks at signals, clocks and memory
-PAGE = os.sysconf("SC_PAGE_SIZE")
+START = 60.0  # seconds that a worker may take to come up before its job is given to one that is idle
 
 
 @dataclass
@@ -47,6 +50,36 @@ def check_limits(memory_gib: float | None, executor: Any) -> None:
         raise EvokdError("--memory-gib", "two workers or more, which can be ended", "one process", "take --workers 2")
 
 
+def in_this_process(config: Config, why: str) -> bool:
+    """Whether this process evaluates: one worker is enough, or what others would need is not in files, and why.
+
+    Raises:
+        EvokdError: Ray was asked for, which needs it there.
+    """
+    if config.engine == "ray" and why:
+        raise EvokdError("--engine ray", "teacher, student and training that every node can read from files", why)
+    return bool(why) or (config.engine != "ray" and count_workers(config) == 1)
+
+
+def count_workers(config: Config) -> int:
+    """As configured, or one a core, at most 8."""
+    return config.workers or min(os.cpu_count() or 1, 8)
+
+
+def open_workers(config: Config, open_evaluator: Callable[[Any], Callable], recipe: Any, device: str) -> Workers:
+    """As many as are configured, in the configured engine, for evaluations on a device.
+
+    Raises:
+        EvokdError: a cluster that is not there.
+    """
+    if config.engine == "processes":
+        return Workers(count_workers(config), open_evaluator, recipe)
+    from evokd.ray_actors import RayEngine
+
+    engine = RayEngine(config.ray_address, float(device == "cuda") if config.ray_gpus is None else config.ray_gpus)
+    return Workers(config.workers or engine.count(), open_evaluator, recipe, engine)
+
+
 @final
 class Serial:
     """Evaluates in this process. A time limit is an alarm here, which waits for the operation in hand."""
@@ -54,7 +87,8 @@ class Serial:
     def __init__(self, evaluate: Callable[[Any], Outcome]) -> None:
         self.evaluate, self.terms = evaluate, Terms()
 
-    def map(self, jobs: Iterable[Any]) -> Iterator[Outcome]:
+    def map(self, jobs: Iterable[Any], ahead: int | None = None) -> Iterator[Outcome]:
+        """Outcomes in the order of the jobs, each of which is taken when its outcome is asked for."""
         for job in jobs:
             known = self.terms.trainings.find(job)
             yield self.terms.trainings.keep(job, self.outcome(job)) if known is None else known
@@ -71,81 +105,164 @@ class Serial:
         """Nothing to end."""
 
 
-@final
-class Workers:
-    """Spawned processes, each with its own evaluator and one job at a time; a dead one is replaced, its candidate retried once.
+class Worker(Protocol):
+    """One that evaluates, as the driver sees it, wherever it lives: a process, or an actor of Ray's.
 
-    Args:
-        count: processes.
-        open_evaluator: importable function, called once in every worker with `recipe`.
-        recipe: plain data.
+    Attributes:
+        place: of the job in hand; None while idle.
+        ready: it has come up.
+        gone: it has died.
+        since: when it was called for, came up, or took its job; of `time.perf_counter`.
+        exitcode: what is known of its death.
     """
 
-    def __init__(self, count: int, open_evaluator: Callable[[Any], Callable], recipe: Any) -> None:
+    place: int | None
+    ready: bool
+    gone: bool
+    since: float
+    exitcode: object
+
+    def take(self, place: int, job: Any) -> None: ...
+
+    def news(self) -> Outcome | None:
+        """An outcome; None where the worker is ready to begin, or gone."""
+
+    def resident(self) -> int:
+        """Bytes in memory; 0 where nobody tells."""
+
+    def end(self) -> None:
+        """At once, whatever it is doing."""
+
+
+class Engine(Protocol):
+    """What workers live in."""
+
+    def hire(self, open_evaluator: Callable[[Any], Callable], recipe: Any, terms: Terms) -> Worker: ...
+
+    def listen(self, workers: Sequence[Any], seconds: float) -> list:
+        """Those of which there is news, waited for so long at most."""
+
+
+@dataclass
+class _Queue:
+    """Jobs on their way: taken from their source, waiting, in hand, done."""
+
+    source: Iterator[Any]
+    trainings: Trainings
+    jobs: dict[int, Any] = field(default_factory=dict)
+    waiting: deque[int] = field(default_factory=deque)
+    done: dict[int, Outcome] = field(default_factory=dict)
+    retried: set[int] = field(default_factory=set)
+    taken: int = 0
+
+    def take(self, until: float) -> None:
+        """Jobs from the source until so many were taken in all."""
+        while self.taken < until:
+            try:
+                job = next(self.source)
+            except StopIteration:
+                return
+            known = self.trainings.find(job)
+            if known is None:
+                self.jobs[self.taken] = job
+                self.waiting.append(self.taken)
+            else:
+                self.done[self.taken] = known
+            self.taken += 1
+
+    def settle(self, place: int, outcome: Outcome) -> None:
+        self.done[place] = self.trainings.keep(self.jobs.pop(place), outcome)
+
+    def died(self, place: int, exitcode: object) -> None:
+        """With its worker: a job is tried once more."""
+        if place in self.retried:
+            self.settle(place, Outcome(Status.CRASHED, reason=f"the worker died ({exitcode}), also on a second try"))
+        else:
+            self.retried.add(place)
+            self.waiting.appendleft(place)
+
+
+@final
+class Workers:
+    """So many workers, each with its own evaluator and one job at a time; a dead one is replaced, its candidate retried once.
+
+    Args:
+        count: of workers.
+        open_evaluator: importable function, called once in every worker with `recipe`.
+        recipe: plain data.
+        engine: what they live in.
+    """
+
+    def __init__(self, count: int, open_evaluator: Callable[[Any], Callable], recipe: Any, engine: Engine | None = None) -> None:
         self.count, self.setup, self.terms = count, (open_evaluator, recipe), Terms()
-        self._workers: list[_Worker] = []
+        self.engine = engine or Processes()
+        self._workers: list[Worker] = []
 
-    def map(self, jobs: Iterable[Any]) -> Iterator[Outcome]:
-        jobs = list(jobs)
-        done = {i: known for i, job in enumerate(jobs) if (known := self.terms.trainings.find(job)) is not None}
-        waiting = deque(i for i in range(len(jobs)) if i not in done)
-        retried: set[int] = set()
+    def map(self, jobs: Iterable[Any], ahead: int | None = None) -> Iterator[Outcome]:
+        """Outcomes in the order of the jobs.
 
-        def settle(place: int, outcome: Outcome) -> None:
-            done[place] = self.terms.trainings.keep(jobs[place], outcome)
-
+        Args:
+            jobs: taken from where they come as workers need them.
+            ahead: so many at most before the outcome of the first of them has been listened to; None takes all at once.
+        """
+        queue, place = _Queue(iter(jobs), self.terms.trainings), 0
         try:
-            for place in range(len(jobs)):
-                while place not in done:
-                    self._hand_out(jobs, waiting)
-                    self._collect(settle, waiting, retried)
-                self._hand_out(jobs, waiting)
-                yield done.pop(place)
+            while True:
+                queue.take(inf if ahead is None else place + ahead)
+                if place == queue.taken:
+                    return
+                while place not in queue.done:
+                    self._hand_out(queue)
+                    self._collect(queue)
+                self._hand_out(queue)
+                yield queue.done.pop(place)
+                place += 1
         finally:  # whoever stops listening has no use for what is still going on
             for worker in [w for w in self._workers if w.place is not None]:
                 self._end(worker)
 
-    def _hand_out(self, jobs: list, waiting: deque[int]) -> None:
-        """Every idle worker gets a job; workers are started as they are needed."""
+    def _hand_out(self, queue: _Queue) -> None:
+        """Every idle worker gets a job; workers are hired as they are needed."""
         idle = [worker for worker in self._workers if worker.place is None]
-        while waiting and (idle or len(self._workers) < self.count):
-            worker = idle.pop() if idle else self._start()
-            if worker.process.is_alive():
-                worker.take(waiting[0], jobs[waiting[0]])
-                waiting.popleft()
-            else:
+        if idle and not queue.waiting:
+            self._call_back(queue)
+        while queue.waiting and (idle or len(self._workers) < self.count):
+            worker = idle.pop() if idle else self._hire()
+            if worker.gone:
                 self._end(worker)
+            else:
+                worker.take(queue.waiting[0], queue.jobs[queue.waiting[0]])
+                queue.waiting.popleft()
 
-    def _collect(self, settle: Callable[[int, Outcome], None], waiting: deque[int], retried: set[int]) -> None:
+    def _call_back(self, queue: _Queue) -> None:
+        """A job whose worker does not come up, since a cluster has lost its place, is given to another."""
+        late = [w for w in self._workers if not w.ready and time.perf_counter() - w.since > START]
+        for worker in late[:1]:
+            queue.waiting.append(worker.place)
+            self._end(worker)
+
+    def _collect(self, queue: _Queue) -> None:
         """Wait for news of a busy worker, for a moment at most; settle what is done, late, too large or dead."""
         busy = [worker for worker in self._workers if worker.place is not None]
-        ready = wait([each for w in busy for each in (w.pipe, w.process.sentinel)], POLL)
+        told = self.engine.listen(busy, POLL)
         self.terms.ending.check()
         for worker in busy:
-            place, outcome = worker.place, None
-            if worker.pipe in ready:
-                outcome = worker.news()
-            if outcome is None:
-                outcome = worker.over(self.terms)
+            place, outcome = worker.place, worker.news() if worker in told else None
+            if outcome is None and not worker.gone:
+                outcome = _over(worker, self.terms)
                 if outcome is not None:
                     self._end(worker)
-            if outcome is None and worker.gone:
-                self._end(worker)
-                if place not in retried:
-                    retried.add(place)
-                    waiting.appendleft(place)
-                    continue
-                outcome = Outcome(Status.CRASHED, reason=f"the worker died ({worker.process.exitcode}), also on a second try")
             if outcome is not None:
-                settle(place, outcome)
+                queue.settle(place, outcome)
+            elif worker.gone:
+                self._end(worker)
+                queue.died(place, worker.exitcode)
 
-    def _start(self) -> _Worker:
-        # Threads are limited before a worker imports torch: cores are not oversubscribed and results do not depend on their number.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self._workers.append(_Worker(*self.setup))
+    def _hire(self) -> Worker:
+        self._workers.append(self.engine.hire(*self.setup, self.terms))
         return self._workers[-1]
 
-    def _end(self, worker: _Worker) -> None:
+    def _end(self, worker: Worker) -> None:
         self._workers.remove(worker)
         worker.end()
 
@@ -154,124 +271,19 @@ class Workers:
             self._end(self._workers[0])
 
 
-class _Worker:
-    """One process as the driver sees it."""
-
-    def __init__(self, open_evaluator: Callable[[Any], Callable], recipe: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, open_evaluator, recipe), daemon=True)
-        with _deaf():
-            self.process.start()
-        theirs.close()
-        self.place: int | None = None  # of the job in hand
-        self.ready, self.gone, self.since = False, False, 0.0
-
-    def take(self, place: int, job: Any) -> None:
-        self.place, self.since = place, time.perf_counter()
-        with suppress(OSError):  # it has just died, which is seen when its news are waited for
-            self.pipe.send(job)
-
-    def news(self) -> Outcome | None:
-        """An outcome; None where the worker is ready to begin, or gone."""
-        try:
-            outcome = self.pipe.recv()
-        except (EOFError, OSError):
-            self.gone = True
-            return None
-        if outcome is None:
-            self.ready, self.since = True, time.perf_counter()  # the start of a process is not the candidate's time
-            return None
-        self.place = None
-        return outcome
-
-    def over(self, terms: Terms) -> Outcome | None:
-        """The outcome of a job that has gone beyond its limits."""
-        seconds = time.perf_counter() - self.since
-        if terms.timeout and self.ready and seconds > terms.timeout:
-            return _late(terms.timeout, seconds)
-        if terms.memory and (size := resident(self.process.pid)) > terms.memory:
-            told = f"{size / 2**30:.2f} of {terms.memory / 2**30:.2f} GiB"
-            return Outcome(Status.OUT_OF_MEMORY, reason=f"memory limit: {told} resident", seconds=seconds)
-        return None
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process in memory; 0 where the system does not tell."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def attempt(evaluate: Callable[[Any], Outcome], job: Any) -> Outcome:
-    """The outcome of a job; one that runs out of memory is tried once more by the evaluator's `smaller()`, if it has one."""
-    outcome = _told_memory(evaluate(job))
-    smaller = getattr(evaluate, "smaller", None)
-    if outcome.status is not Status.OUT_OF_MEMORY or smaller is None:
-        return outcome
-    again = _told_memory(smaller()(job))
-    reason = f"out of memory, then smaller: {again.reason or 'sound'}"
-    seconds = outcome.seconds + again.seconds
-    return replace(again, metrics=again.metrics | {"smaller": 1.0}, reason=reason, seconds=seconds)
-
-
-def _told_memory(outcome: Outcome) -> Outcome:
-    """Memory of the processor runs out in an ordinary exception, which its reason tells."""
-    ran_out = outcome.reason.startswith("MemoryError") or "can't allocate memory" in outcome.reason
-    return replace(outcome, status=Status.OUT_OF_MEMORY) if outcome.status is Status.CRASHED and ran_out else outcome
+def _over(worker: Worker, terms: Terms) -> Outcome | None:
+    """The outcome of a job that has gone beyond its limits."""
+    seconds = time.perf_counter() - worker.since
+    if terms.timeout and worker.ready and seconds > terms.timeout:  # the start of a worker is not the candidate's time
+        return _late(terms.timeout, seconds)
+    if terms.memory and (size := worker.resident()) > terms.memory:
+        told = f"{size / 2**30:.2f} of {terms.memory / 2**30:.2f} GiB"
+        return Outcome(Status.OUT_OF_MEMORY, reason=f"memory limit: {told} resident", seconds=seconds)
+    return None
 
 
 def _late(limit: float, seconds: float) -> Outcome:
     return Outcome(Status.TIMED_OUT, reason=f"time limit: {limit:g} seconds", seconds=seconds)
-
-
-def _work(pipe: Any, open_evaluator: Callable[[Any], Callable], recipe: Any) -> None:
-    """A worker's life. Ctrl-C is the driver's business; one that cannot start says why in every outcome, instead of dying."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_follow, daemon=True).start()
-    try:
-        evaluate = open_evaluator(recipe)
-    except Exception as error:  # whatever it is, the driver should read it
-        reason = f"the worker could not start: {type(error).__name__}: {error}"[:300]
-        evaluate = lambda job: Outcome(Status.CRASHED, reason=reason)  # noqa: E731
-    pipe.send(None)
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_guarded(evaluate, job))
-
-
-def _guarded(evaluate: Callable[[Any], Outcome], job: Any) -> Outcome:
-    try:
-        return attempt(evaluate, job)
-    except Exception as error:  # it concerns this candidate alone
-        return _told_memory(Outcome(Status.CRASHED, reason=f"{type(error).__name__}: {error}"[:200]))
-
-
-def _follow() -> None:
-    """A worker does not outlive its driver, however that died."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Signals are held back while a process starts, which inherits it: between its first line and ours Ctrl-C would end it."""
-    held = (signal.SIGINT, signal.SIGUSR1)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _TimeUpError(BaseException):

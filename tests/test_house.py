@@ -23,6 +23,7 @@ DOORS = {
     "networkx": ("students/", "report/"),
     "optuna": ("search/tpe.py",),
     "timm": ("models/",),
+    "ray": ("ray_actors.py",),
     "pydantic": ("config.py",),
     "matplotlib": ("report/",),
     "jinja2": ("report/",),
