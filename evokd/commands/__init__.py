@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EvokdError as error:
         print(f"evokd: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            print(f"evokd: {stop}", file=sys.stderr)
+        return getattr(stop, "code", 130)
+    except BrokenPipeError:
         return 130
 
 

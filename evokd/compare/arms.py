@@ -16,6 +16,7 @@ from evokd.config import Config
 from evokd.controllers import make_controller
 from evokd.distiller import admitted
 from evokd.evaluate.students import StudentJob
+from evokd.executor import Terms
 from evokd.export import read_loss
 from evokd.finals import Entry
 from evokd.finals import choose as choose_loss
@@ -29,8 +30,10 @@ from evokd.losses.own import load_operators
 from evokd.memory import kept_for_others
 from evokd.problem import open_problem
 from evokd.report.terminal import Terminal
+from evokd.resume import Place, terms_of
 from evokd.run import Budget, Search, arm, replay
 from evokd.search.evolution import default_toolbox
+from evokd.signals import Ending
 from evokd.student import student_search
 from evokd.student_finals import TIERS
 from evokd.student_finals import choose as choose_student
@@ -138,9 +141,9 @@ class Unsynced(Journal):
 
 def run_arm(
     field: Losses | Students, config: Config, folder: Path, told: Sequence[int] | None, terminal: Terminal,
-    tell: Callable[[dict], None],
+    tell: Callable[[dict], None], ending: Ending | None = None,
 ) -> None:  # fmt: skip
-    """One search to its end, and the figures of its winner.
+    """One search to its end, and the figures of its winner. What was trained is on disk at once, and is not trained again.
 
     Args:
         field: what it shares with others.
@@ -149,31 +152,44 @@ def run_arm(
         told: seeds of the trainings that are told on test; None skips them, though not what a table tells.
         terminal: for the status line.
         tell: called with the summary of each generation.
+        ending: what may end it, between two trainings or after a generation.
     """
-    search = field.search(config)
+    search, begun = field.search(config), (folder / "events.jsonl").exists()
     folder.mkdir(exist_ok=True)
     if field.table:
         (folder / "events.jsonl").unlink(missing_ok=True)  # what a clock refused would be lost to a longer search
-    elif (folder / "events.jsonl").exists():
+    elif begun:
         cut(folder, len(replay(search, read_events(folder), field.tree_of, read_outcome)))
         field.recall(search)
     write_whole(folder / "config.toml", config.to_toml())
-    with closing((Unsynced if field.table else Journal)(folder)) as journal:
+    place = _place(field, config, folder, begun, ending or Ending())
+    with closing((Unsynced if field.table else Journal)(folder)) as journal, closing(place.terms.trainings):
         if not search.individuals:
             journal.write("start", version=1, config=config.hash(), problem=field.problem.key, seed=config.seed)
-        search.journal, search.notice = journal, _notice(search, terminal, tell, quiet=field.table is not None)
+        search.journal, search.notice = journal, _notice(search, terminal, tell, place, quiet=field.table is not None)
         search.run()
         best = field.tell(search, config, told or (), journal) if told or field.table else ""
         journal.write("end", best=best, told=bool(told or field.table), reach=_reach(config))
+        place.terms.trainings.remove()
 
 
-def _notice(search: Search, terminal: Terminal, tell: Callable[[dict], None], quiet: bool) -> Callable[[dict | None], None]:
+def _place(field: Losses | Students, config: Config, folder: Path, begun: bool, ending: Ending) -> Place:
+    """Of one search, on whose terms the shared executor works from now on; a table's look-ups are not kept."""
+    executor = getattr(field.problem.executor, "inner", field.problem.executor)
+    executor.terms = Terms(ending=ending) if field.table else terms_of(config, folder, begun, ending)
+    return Place(folder, None, [], executor.terms, steady=config.lag > 0)
+
+
+def _notice(
+    search: Search, terminal: Terminal, tell: Callable[[dict], None], place: Place, quiet: bool
+) -> Callable[[dict | None], None]:
     before = search.notice
 
     def notice(summary: dict | None) -> None:
         before(summary)
         if summary is not None:
             tell(summary)
+            place.generation_over()
         elif not quiet:
             terminal.candidate(search)
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +26,15 @@ from evokd.compare.statistics import Bands, Pair, bands, pairs
 from evokd.config import Config, change_config, make_config, resumed_config
 from evokd.controllers import check_controller
 from evokd.errors import EvokdError
-from evokd.executor import Workers
+from evokd.executor import Terms, Workers, count_workers
 from evokd.folder import locked, new_folder
 from evokd.funnel import stopped
 from evokd.genome.individual import Outcome, Status
 from evokd.journal import read_events, read_outcome
-from evokd.problem import count_workers
 from evokd.report.curves import draw_curves, write_page
 from evokd.report.terminal import Terminal
 from evokd.run import evaluation_seeds
+from evokd.signals import Ending
 
 if TYPE_CHECKING:
     from evokd.tabular_search import Published
@@ -252,26 +253,26 @@ def compare_controllers(plan: Plan, terminal: Terminal, *, folder: Path | None =
         for name in plan.controllers:
             field.search(plan.config_of(Arm(name, plan.config.seed)))  # what cannot be had is refused now
         folder = folder or new_folder(plan.config, f"compare-{field.problem.card['data']}", field.space)
-        with locked(folder):
+        command = f"evokd compare controllers {plan.config.task} --resume {shlex.quote(str(folder))}"
+        with locked(folder), Ending(folder, command) as ending:
             plan.write(folder)
-            run_arms(field, plan, folder, terminal)
+            run_arms(field, plan, folder, terminal, ending)
             return written(read_comparison(field, plan, folder))
-    except KeyboardInterrupt:
-        if folder:
-            terminal.say(f"\n stopped; to go on: evokd compare controllers {plan.config.task} --resume {folder}")
-        raise
     finally:
         terminal.done()
         field.problem.executor.close()
 
 
-def run_arms(field: Losses | Students, plan: Plan, folder: Path, terminal: Terminal) -> None:
+def run_arms(field: Losses | Students, plan: Plan, folder: Path, terminal: Terminal, ending: Ending) -> None:
     """Every search that is not whole yet, one after the other; many on a table in worker processes."""
     arms = [arm for arm in plan.arms if not is_whole(_events(folder, arm), plan.config_of(arm), plan.finals)]
     total, done = len(plan.arms), len(plan.arms) - len(arms)
     terminal.say(f"{total} searches, {done} of them whole · {folder}")
     warn = cache(terminal.warn)  # of many searches that are not tracked one says so
-    searched = _looked_up(field, plan, folder, arms, warn) if field.table else _trained(field, plan, folder, arms, terminal, warn)
+    if field.table:
+        searched = _looked_up(field, plan, folder, arms, warn, ending)
+    else:
+        searched = _trained(field, plan, folder, arms, terminal, warn, ending)
     for arm in searched:
         done += 1
         if not field.table:
@@ -286,18 +287,24 @@ def _told_best(found: Found) -> str:
     return "  ".join([*figures, found.winner])
 
 
-def _trained(field: Losses | Students, plan: Plan, folder: Path, arms: Iterable[Arm], terminal: Terminal, warn) -> Iterator[Arm]:
+def _trained(
+    field: Losses | Students, plan: Plan, folder: Path, arms: Iterable[Arm], terminal: Terminal, warn, ending: Ending
+) -> Iterator[Arm]:
     for arm in arms:
         config = plan.config_of(arm)
         with tracked(field, config, folder / arm.name, warn) as tell:
-            run_arm(field, config, folder / arm.name, plan.told, terminal, tell)
+            run_arm(field, config, folder / arm.name, plan.told, terminal, tell, ending)
         yield arm
 
 
-def _looked_up(field: Students, plan: Plan, folder: Path, arms: Sequence[Arm], warn: Callable[[str], None]) -> Iterator[Arm]:
+def _looked_up(
+    field: Students, plan: Plan, folder: Path, arms: Sequence[Arm], warn: Callable[[str], None], ending: Ending
+) -> Iterator[Arm]:
     """Searches on a table, the first of them mirrored when they are whole."""
     count = count_workers(plan.config)
     workers = Workers(count, open_lookup, (plan, folder)) if count > 1 and len(arms) >= PARALLEL else None
+    if workers:
+        workers.terms = Terms(ending=ending)
     outcomes = workers.map(arms) if workers else map(partial(_look_up, field, plan, folder), arms)
     try:
         for arm, outcome in zip(arms, outcomes, strict=True):
@@ -305,6 +312,7 @@ def _looked_up(field: Students, plan: Plan, folder: Path, arms: Sequence[Arm], w
                 raise EvokdError(str(folder / arm.name), "a search that comes to its end", outcome.reason)
             if arm.seed in plan.seeds[:MIRRORED]:
                 _mirror(field, plan, folder, arm, warn)
+            ending.check_generation()
             yield arm
     finally:
         if workers:

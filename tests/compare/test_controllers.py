@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -90,13 +91,48 @@ def test_a_search_that_trains_goes_on_from_its_last_whole_generation(losses):
     assert again.measures == losses.measures
 
 
+class DeathError(BaseException):
+    pass
+
+
+@pytest.mark.slow
+def test_what_was_trained_in_an_unfinished_generation_or_for_the_winner_is_not_trained_again(tiny, monkeypatch):
+    """Every fifth training is the last of its process."""
+    from evokd.evaluate.distill import Distiller
+
+    calls, deaths, train = [], 0, Distiller.__call__
+
+    def dies(self, job):
+        calls.append(job)
+        if len(calls) % 5 == 0 and deaths < 4:
+            raise DeathError
+        return train(self, job)
+
+    plan = make_plan(tiny | {"task": "distiller", "seed": 8}, (), ["evolution", "random"], 2)
+    whole = compare_controllers(plan, QUIET)
+    monkeypatch.setattr(Distiller, "__call__", dies)
+    folder, before = None, set(Path(tiny["out"]).glob("*compare*"))
+    while True:
+        try:
+            found = compare_controllers(plan, QUIET, folder=folder)
+            break
+        except DeathError:
+            deaths += 1
+            (folder,) = set(Path(tiny["out"]).glob("*compare*")) - before
+    assert deaths == 4
+    assert len(calls) == 4 * (6 + 2 + 2) + deaths, "six trainings, two confirmations and two finals a search"
+    for name in (each.arm.name for each in whole.found):
+        assert without_clock(events_of(found, name)) == without_clock(events_of(whole, name))
+        assert not list((found.folder / name).glob("trainings*"))
+
+
 class Recorder:
     """An executor that trains nothing."""
 
     def __init__(self):
         self.seeds = []
 
-    def map(self, jobs):
+    def map(self, jobs, ahead=None):
         for job in jobs:
             self.seeds.append(job.seeds)
             yield Outcome(Status.OK, 1.0, {"fitness_by_seed": [1.0]})
