@@ -17,7 +17,7 @@ from evokd.errors import EvokdError, closest
 # What may differ when a run goes on: how long it searches, where, and how it is watched.
 MAY_CHANGE = frozenset(
     {"generations", "budget_evals", "budget_seconds", "finals", "workers", "device", "out", "tracking_uri", "children", "cache"}
-    | {"timeout_seconds", "memory_gib"}
+    | {"timeout_seconds", "memory_gib", "engine", "ray_address", "ray_gpus"}
 )
 TABLES = ("protocol", "funnel")  # of the file
 ETA = 3  # of Hyperband (Li et al., JMLR 2018): a bracket's rung trains three times as long as the one before, for a third as many
@@ -110,7 +110,12 @@ class Config(BaseModel):
     baselines: bool = Field(True, description="random search and tuned KD with the same budget")
     teacher_epochs: int = Field(40, ge=1)
     cache_gib: float = Field(1.5, gt=0, description="cap on recorded teacher taps; above it the teacher runs live")
-    workers: int = Field(0, ge=0, description="evaluating processes; 0 = one a core, at most 8")
+    workers: int = Field(
+        0, ge=0, description="evaluating processes; 0 = one a core, at most 8; with Ray what the cluster has room for"
+    )
+    engine: Literal["processes", "ray"] = Field("processes", description="what workers live in: this machine, or a Ray cluster")
+    ray_address: str | None = Field(None, description="of the cluster, or auto; RAY_ADDRESS if None, else a Ray of this machine")
+    ray_gpus: float | None = Field(None, ge=0, description="GPUs of one worker, as 0.25; None = one where the device is cuda")
     timeout_seconds: float | None = Field(None, gt=0, description="limit of one evaluation; its worker is replaced")
     memory_gib: float | None = Field(None, gt=0, description="limit of a worker's resident memory; it is replaced")
     device: str = "auto"
@@ -122,6 +127,7 @@ class Config(BaseModel):
     alike: float | None = Field(
         None, gt=0, le=1, description="niches: at most two survivors whose gradients have this cosine or more"
     )
+    lag: int = Field(0, ge=0, description="steady state: proposal k sees the results up to k − lag; 0 = by generations")
     shrink_every: int | None = Field(
         None, ge=1, description="generations after which the consistently worst operators are dropped"
     )

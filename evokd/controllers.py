@@ -92,6 +92,23 @@ def check_controller(config: Config) -> None:
             raise EvokdError(setting, "a search for a distiller", "one for a student")
     _check_fidelity(config)
     _check_reward(config)
+    _check_lag(config)
+
+
+def _check_lag(config: Config) -> None:
+    """Nothing that looks at a generation as a whole goes with the steady state."""
+    whole = {
+        "islands, which are told by generations": config.islands > 1,
+        "--shrink-every, which counts generations": config.shrink_every,
+        "rungs, which compare a generation": config.rungs,
+        f"the evaluator {getattr(config, 'evaluator', '')}": getattr(config, "evaluator", "") in ("cascade", "tabular"),
+        "--cache, which is asked for many at once": config.cache,
+        f"{config.workers} workers, of which some would wait": config.workers > config.lag,
+    }
+    found = next((name for name, there in whole.items() if there), None)
+    if config.lag and found:
+        hint = "-s 'funnel.rungs=[]'" if config.rungs else "--evaluator distill" if "evaluator" in found else ""
+        raise EvokdError(f"--lag {config.lag}", "a search that goes candidate by candidate", found, hint)
 
 
 def _check_fidelity(config: Config) -> None:

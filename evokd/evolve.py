@@ -131,6 +131,9 @@ def _run_options(task: argparse.ArgumentParser, example: str) -> None:
     """What every search has: where it runs and what is kept of it."""
     run = task.add_argument_group("the run")
     run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
+    run.add_argument(
+        "--engine", metavar="NAME", help="what workers live in: processes, or ray (one machine or a cluster, extra [ray])"
+    )
     run.add_argument("--timeout-seconds", type=float, metavar="S", help="time limit of one evaluation")
     run.add_argument("--memory-gib", type=float, metavar="G", help="memory limit of one worker")
     run.add_argument("--device", metavar="D", help="auto, cpu or cuda")

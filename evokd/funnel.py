@@ -71,6 +71,15 @@ class Funnel:
         return told
 
 
+def merged(first: Mapping[str, Mapping], second: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Two ledgers as one."""
+    told = {name: dict(passage) for name, passage in first.items()}
+    for name, passage in second.items():
+        before = told.setdefault(name, dict.fromkeys(passage, 0))
+        told[name] = {key: round(before[key] + value, 3) for key, value in passage.items()}
+    return told
+
+
 def part_of(count: int, share: float) -> int:
     """A share of a count, rounded up: 0.4 of 30 is 12, whatever binary fractions make of it."""
     return math.ceil(round(share * count, 9))

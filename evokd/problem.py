@@ -6,7 +6,6 @@ Everything a user can get wrong about a pair is refused here, before a run folde
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -23,7 +22,7 @@ from evokd.evaluate.distill import Distiller, Job, open_distiller
 from evokd.evaluate.fingerprint import Copies, Fingerprint, cosine, fingerprint, halves
 from evokd.evaluate.gates import flaws, probe, static, trim
 from evokd.evaluate.own import OwnTraining
-from evokd.executor import Serial, Workers
+from evokd.executor import Serial, Workers, in_this_process, open_workers
 from evokd.funnel import Funnel, part_of
 from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar, Tree
@@ -198,7 +197,8 @@ def open_problem(
     folder = Path(config.out) / "cache" / "banks" / key
     write_bank(folder, pair.data, pair.teacher, pair.plans[1], config.protocol, used, config.cache_gib, say)
     examples = (*(_shown(taps, used) for taps in pair.taps), torch.from_numpy(pair.data.train.labels[:32]))
-    executor = Serial(OwnTraining(evaluate, examples)) if evaluate else _executor(config, pair, folder)
+    own_training = evaluate and in_this_process(config, "training of one's own")
+    executor = Serial(OwnTraining(evaluate, examples)) if own_training else _executor(config, pair, folder)
     key = content_key(json.dumps([key, weights_key(pair.network), pair.plans[0].features, *([own] if own else [])]))
     table = [row for row in tap_table(*pair.taps, *pair.plans) if row[0] in used or row[0] != "teacher_head"]
     return Problem(config, space, grammar, executor, examples, table, _card(pair), key, _closed(pair, evaluate))
@@ -269,8 +269,7 @@ def _executor(config: Config, pair: Pair, bank: Path) -> Serial | Workers:
     """Workers where everything they need is in files, otherwise this process."""
     checked = open_bank(bank, check=True)
     live = checked.card["live"]
-    workers = count_workers(config)
-    if workers == 1 or callable(pair.student) or (live and pair.teacher.path is None):
+    if in_this_process(config, _unfiled(pair, live)):
         teacher = (pair.teacher.network.to(pair.device), pair.plans[1]) if live else None
         opened = checked if pair.device == "cpu" else open_bank(bank, pair.device)
         return Serial(Distiller(opened, pair.student, pair.plans[0], config.protocol, config.fitness, pair.device, teacher))
@@ -285,7 +284,14 @@ def _executor(config: Config, pair: Pair, bank: Path) -> Serial | Workers:
         "teacher": str(pair.teacher.path),
         "teacher_plan": asdict(pair.plans[1]),
     }
-    return Workers(workers, open_distiller, recipe)
+    return open_workers(config, open_distiller, recipe, pair.device)
+
+
+def _unfiled(pair: Pair, live: bool) -> str:
+    """What a worker would need that is in no file; empty if nothing."""
+    if callable(pair.student):
+        return "a student that is an object"
+    return "a live teacher without a weights file" if live and pair.teacher.path is None else ""
 
 
 def _plans(config: Config, network: torch.nn.Module, teacher: Teacher, images: torch.Tensor) -> tuple[TapPlan, TapPlan]:
@@ -313,11 +319,6 @@ def pick_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise EvokdError("--device", "a CUDA device", "none", "take --device cpu")
     return name
-
-
-def count_workers(config: Config) -> int:
-    """As configured, or one a core, at most 8."""
-    return config.workers or min(os.cpu_count() or 1, 8)
 
 
 def check_writable(folder: Path) -> None:

@@ -34,16 +34,19 @@ class Place:
         events: its journal as it was found; None for a new run.
         drift: accepted changes since it began.
         terms: on which jobs are evaluated.
+        steady: trainings of the next generation are going on when one is over.
     """
 
     folder: Path
     events: list[dict] | None
     drift: list[str]
     terms: Terms
+    steady: bool = False
 
     def generation_over(self) -> None:
         """The journal has it: trainings need no longer be kept. Raises Interrupted if this was waited for."""
-        self.terms.trainings.clear()
+        if not self.steady:
+            self.terms.trainings.clear()
         self.terms.ending.check_generation()
 
 
@@ -108,11 +111,15 @@ def take_place(
         drift = check_drift(folder, config, space, problem.key, events, accept, warn)
     command = f"python -m evokd.evolve {config.task} --resume {shlex.quote(str(folder))}"
     ending = stack.enter_context(Ending(folder, command))
-    trainings = Trainings(folder, go_on=events is not None and not drift)
-    stack.callback(trainings.close)
+    executor.terms = terms_of(config, folder, events is not None and not drift, ending)
+    stack.callback(executor.terms.trainings.close)
+    return Place(folder, events, drift, executor.terms, steady=config.lag > 0)
+
+
+def terms_of(config: Config, folder: Path, going_on: bool, ending: Ending) -> Terms:
+    """The limits of a configuration; trainings are kept in the folder, and those found there are used if the run goes on."""
     memory = int(config.memory_gib * 2**30) if config.memory_gib else None
-    executor.terms = Terms(config.timeout_seconds, memory, trainings, ending)
-    return Place(folder, events, drift, executor.terms)
+    return Terms(config.timeout_seconds, memory, Trainings(folder, going_on), ending)
 
 
 def go_on(search: Search, place: Place, tree_of: Callable[[Sequence[str]], list]) -> list[dict]:

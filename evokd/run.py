@@ -1,11 +1,13 @@
-"""The loop: ask, gate, evaluate, tell, journal. One screen, the same for every controller and evaluator."""
+"""The loop: ask, gate, evaluate, tell, journal. One screen, the same for every controller and evaluator; by generations, or steady."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import tee
+from random import Random
 from typing import TYPE_CHECKING
 
 from evokd.funnel import part_of, stopped
@@ -15,6 +17,7 @@ from evokd.journal import Journal
 from evokd.rungs import Halving, Rung, Training
 from evokd.search.controller import Controller
 from evokd.search.leaves import tune
+from evokd.steady import Steady
 from evokd.streams import derive, stream
 
 if TYPE_CHECKING:
@@ -69,13 +72,14 @@ class Search:
         ledger: what gates and screen did since it was last called, as plain data.
         notice: called with a summary after each generation, and with None after each candidate.
         history: the summaries of all generations.
+        lag: L of the steady state; 0 is generation by generation.
     """
 
     name: str
     grammar: Grammar
     controller: Controller
     gate: Callable[[list], str]
-    evaluate: Callable[[Sequence[Individual]], Iterator[Outcome]]
+    evaluate: Callable[[Iterable[Individual]], Iterator[Outcome]]
     budget: Budget
     seed: int
     journal: Journal | None = None
@@ -90,6 +94,7 @@ class Search:
     history: list[dict] = field(default_factory=list)
     generation: int = 0
     clock: float = 0.0
+    lag: int = 0
 
     @property
     def trained(self) -> int:
@@ -99,6 +104,8 @@ class Search:
 
     def run(self) -> list[Individual]:
         """All individuals, once the budget is spent or the space is."""
+        if self.lag:
+            return Steady(self).run()
         while self.generation < self.budget.generations and self.clock < (self.budget.seconds or float("inf")):
             wanted = self.budget.wanted(self.trained)
             if wanted <= 0 or not self.step(wanted):
@@ -116,19 +123,23 @@ class Search:
             if individual.outcome is None:
                 individual.settle(next(outcomes))
                 self.notice(None)
-            self.journal.individual(individual, self.key(individual), self.grammar.write(individual))
+            self.record(individual)
         self.controller.tell(batch)
-        self.close(counts | {"finished": sum(i.ok for i in trained)}, len(trained), time.perf_counter() - start)
+        counts["finished"] = sum(i.ok for i in trained)
+        self.close(counts, len(trained), time.perf_counter() - start, self.ledger())
         return counts["sound"]
 
     def propose(self, wanted: int) -> tuple[list[Individual], dict[str, int]]:
+        """A generation's new candidates, as many of them sound as are wanted, unless the space is exhausted."""
+        return self.ask(wanted, self.generation, stream(self.seed, self.name, "generation", self.generation), wanted)
+
+    def ask(self, wanted: int, generation: int, draw: Random, patience: int) -> tuple[list[Individual], dict[str, int]]:
         """Ask until enough new candidates have passed the gate; duplicates are decided here, in the driver."""
-        draw = stream(self.seed, self.name, "generation", self.generation)
         counts = {"proposed": 0, "new": 0, "sound": 0}
         batch: list[Individual] = []
-        while counts["sound"] < wanted and counts["proposed"] < PATIENCE * wanted:
+        while counts["sound"] < wanted and counts["proposed"] < PATIENCE * patience:
             counts["proposed"] += 1
-            individual = self.admit(self.controller.ask(self.generation, draw))
+            individual = self.admit(self.controller.ask(generation, draw), generation)
             if individual is None:
                 continue
             counts["new"] += 1
@@ -139,7 +150,7 @@ class Search:
             batch.append(individual)
         return batch, counts
 
-    def admit(self, proposal: Individual) -> Individual | None:
+    def admit(self, proposal: Individual, generation: int) -> Individual | None:
         """The proposal in canonical form with an id, or None if its key was seen before."""
         individual = self.canonical(proposal)
         if self.key(individual) in self.seen:
@@ -148,7 +159,7 @@ class Search:
         if self.key(individual) in self.seen:
             return None
         self.seen.add(self.key(individual))
-        individual.id, individual.generation = len(self.individuals), self.generation
+        individual.id, individual.generation = len(self.individuals), generation
         self.individuals.append(individual)
         return individual
 
@@ -156,9 +167,10 @@ class Search:
         """A proposal with its tree, or with another, in canonical form."""
         return Individual(list(self.grammar.canonical(tree or proposal)), op=proposal.op, parents=proposal.parents)
 
-    def outcomes(self, batch: Sequence[Individual]) -> Iterator[Outcome]:
+    def outcomes(self, batch: Iterable[Individual]) -> Iterator[Outcome]:
         """Recorded outcomes where a resumed run has them, fresh ones otherwise, in order."""
-        fresh = self.evaluate([individual for individual in batch if self.key(individual) not in self.recorded])
+        batch, again = tee(batch)
+        fresh = self.evaluate(individual for individual in again if self.key(individual) not in self.recorded)
         for individual in batch:
             known = self.recorded.get(self.key(individual))
             yield known if known is not None else next(fresh)
@@ -166,13 +178,16 @@ class Search:
     def key(self, individual: Individual) -> str:
         return content_key((self.identity or self.grammar.write)(individual))
 
-    def close(self, counts: dict[str, int], trained: int, seconds: float) -> None:
+    def record(self, individual: Individual) -> None:
+        self.journal.individual(individual, self.key(individual), self.grammar.write(individual))
+
+    def close(self, counts: dict[str, int], trained: int, seconds: float, ledger: dict) -> None:
         """Write the generation's summary and move on."""
         seconds = max(round(seconds, 3), 0.001)  # as the journal has it, so that a resumed run's clock says the same
         self.clock += seconds
         summary = summarise(self.individuals, self.generation) | counts
         summary["cache_hits"] = counts["proposed"] - counts["new"]
-        summary |= {"trained": trained, "evaluations": self.trained, "funnel": self.ledger(), "seconds": seconds}
+        summary |= {"trained": trained, "evaluations": self.trained, "funnel": ledger, "seconds": seconds}
         best = summary["best_id"]
         summary["best_text"] = "" if best is None else self.grammar.write(self.individuals[best])
         self.history.append(summary)
@@ -228,7 +243,8 @@ def replay(
             search.seen.add(event["key"])
             search.seen.update(content_key(text) for text in [event["metrics"].get("tuned_from")] if text)
         elif event["event"] == "generation":
-            search.controller.tell([i for i in search.individuals if i.generation == event["generation"]])
+            if not search.lag:  # a steady search tells what it has settled when it goes on
+                search.controller.tell([i for i in search.individuals if i.generation == event["generation"]])
             search.generation, search.clock = event["generation"] + 1, search.clock + event["seconds"]
             search.history.append(event)
     for event in events[last + 1 :]:
@@ -242,16 +258,18 @@ def arm(problem: Problem, name: str, controller: Controller, budget: Budget, see
     config, funnel = problem.config, problem.funnel()
     seeds = evaluation_seeds(seed, "search", config.protocol.repeats)
 
-    def train(jobs: Sequence[Training]) -> Iterator[Outcome]:
-        return iter(problem.executor.map([problem.job(i, seeds[first:last], steps) for i, (first, last), steps in jobs]))
+    def train(jobs: Iterable[Training]) -> Iterator[Outcome]:
+        wanted = (problem.job(i, seeds[first:last], steps) for i, (first, last), steps in jobs)
+        return iter(problem.executor.map(wanted, config.lag or None))
 
     halving = Halving(config.rungs, len(seeds), train, funnel, brackets=config.brackets)
 
-    def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
-        for individual, outcome in zip(batch, halving.evaluate(batch), strict=True):
+    def evaluate(batch: Iterable[Individual]) -> Iterator[Outcome]:
+        batch, again = tee(batch)
+        for individual, outcome in zip(batch, halving.evaluate(again), strict=True):
             yield replace(outcome, metrics=outcome.metrics | {"size": float(len(individual))})
 
-    search = Search(name, problem.grammar, controller, funnel, evaluate, budget, seed)
+    search = Search(name, problem.grammar, controller, funnel, evaluate, budget, seed, lag=config.lag)
     search.screen, search.ledger, search.trim = halving.screen, funnel.close, problem.trim
     if config.funnel.tune:
         halving.tune = tuner(search, train, config.funnel.tune)

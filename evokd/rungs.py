@@ -7,8 +7,9 @@ is cut off ranks good losses at chance. What a rung trained in full length is a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import tee
 
 from evokd.config import Rung
 from evokd.funnel import Funnel, part_of
@@ -33,7 +34,7 @@ class Halving:
 
     rungs: Sequence[Rung]
     repeats: int
-    train: Callable[[Sequence[Training]], Iterator[Outcome]]
+    train: Callable[[Iterable[Training]], Iterator[Outcome]]
     funnel: Funnel
     tune: Callable[[Individual, float, Rung], dict] | None = None
     say: Callable[[str], None] = lambda line: None
@@ -89,17 +90,19 @@ class Halving:
         if rung.steps == 1:
             self._done[individual.id] = outcome
 
-    def evaluate(self, batch: Sequence[Individual]) -> Iterator[Outcome]:
+    def evaluate(self, batch: Iterable[Individual]) -> Iterator[Outcome]:
         """The full training, with the seeds that no rung has trained in full length."""
-        known = [self._done.get(individual.id) for individual in batch]
-        jobs = [
-            (individual, (len(done.metrics["fitness_by_seed"]) if done else 0, self.repeats), 1.0)
-            for individual, done in zip(batch, known, strict=True)
-        ]
-        for individual, done, outcome in zip(batch, known, self.train(jobs), strict=True):
+        batch, again = tee(batch)
+        for individual, outcome in zip(batch, self.train(map(self.full, again)), strict=True):
+            done = self._done.get(individual.id)
             whole = together(done, outcome) if done else outcome
             figures = self._figures.get(individual.id, {})
             yield replace(whole, metrics=whole.metrics | figures)
+
+    def full(self, individual: Individual) -> Training:
+        """What is left of the full training of a candidate."""
+        done = self._done.get(individual.id)
+        return individual, (len(done.metrics["fitness_by_seed"]) if done else 0, self.repeats), 1.0
 
 
 def together(first: Outcome, second: Outcome) -> Outcome:

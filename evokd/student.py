@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from itertools import tee
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,11 +67,13 @@ def student_search(problem: StudentProblem) -> Search:
     seeds = evaluation_seeds(config.seed, "search", config.protocol.repeats)
     tier, scores, funnel = TIERS.get(config.evaluator, config.evaluator), {}, Funnel()
 
-    def train(jobs: Sequence[Training]) -> Iterator[Outcome]:
-        return iter(problem.executor.map([problem.job(i, tier, seeds[first:last], steps) for i, (first, last), steps in jobs]))
+    def train(jobs: Iterable[Training]) -> Iterator[Outcome]:
+        wanted = (problem.job(i, tier, seeds[first:last], steps) for i, (first, last), steps in jobs)
+        return iter(problem.executor.map(wanted, config.lag or None))
 
-    def evaluate(batch: Sequence[Individual]) -> Iterator[Outcome]:
-        for outcome, individual in zip(halving.evaluate(batch), batch, strict=True):
+    def evaluate(batch: Iterable[Individual]) -> Iterator[Outcome]:
+        batch, again = tee(batch)
+        for individual, outcome in zip(batch, halving.evaluate(again), strict=True):
             yield replace(outcome, metrics=outcome.metrics | scores.get(individual.id, {}) | problem.figures(individual))
 
     def screen(batch: Sequence[Individual]) -> None:
@@ -94,7 +97,9 @@ def student_search(problem: StudentProblem) -> Search:
     halving = Halving(rungs, len(seeds), train, funnel, brackets=config.brackets if rungs else ())
     share = promoted * (config.share if rungs else 1.0)
     budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds, share)
-    search = Search(config.controller, problem.grammar, controller, lambda tree: "", evaluate, budget, config.seed)
+    search = Search(
+        config.controller, problem.grammar, controller, lambda tree: "", evaluate, budget, config.seed, lag=config.lag
+    )
     search.screen, search.ledger = screen, funnel.close
     if problem.table:
         search.screen = lambda batch: problem.table.screen(search, batch)

@@ -23,7 +23,7 @@ from evokd.evaluate.bank import bank_key, open_bank, write_bank
 from evokd.evaluate.shared_weights import shared_weights
 from evokd.evaluate.students import LOSS, Judge, Setup, StudentJob, open_judge
 from evokd.evaluate.tabular import read_table
-from evokd.executor import Serial, Workers
+from evokd.executor import Serial, Workers, in_this_process, open_workers
 from evokd.export import read_loss
 from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar
@@ -33,7 +33,7 @@ from evokd.models.tapping import plan_taps
 from evokd.models.teachers import Teacher, load_teacher
 from evokd.models.views import normalised
 from evokd.models.zoo import build, parameters
-from evokd.problem import check_writable, count_workers, pick_device, transfer_set
+from evokd.problem import check_writable, pick_device, transfer_set
 from evokd.scores import SCORES
 from evokd.students import read_student_space
 from evokd.students.cost import Limited, Limits, latency, limited
@@ -240,13 +240,10 @@ def _executor(
     plain = asdict(replace(setup, protocol=None)) | {"protocol": config.protocol.model_dump()}
     supernet = _supernet(config, data, device, say)
     key = content_key(json.dumps([bank, plain | {"device": ""} | ({"supernet": supernet.stem} if supernet else {})]))
-    if count_workers(config) == 1 or teacher.path is None:
+    if in_this_process(config, "" if teacher.path else "a teacher without a weights file"):
         return Serial(Judge(open_bank(folder, device, check=True), teacher.network.to(device), setup, supernet)), key
-    return Workers(
-        count_workers(config),
-        open_judge,
-        {"bank": str(folder), "teacher": str(teacher.path), "setup": plain} | ({"supernet": str(supernet)} if supernet else {}),
-    ), key
+    recipe = {"bank": str(folder), "teacher": str(teacher.path), "setup": plain}
+    return open_workers(config, open_judge, recipe | ({"supernet": str(supernet)} if supernet else {}), device), key
 
 
 def _supernet(config: StudentConfig, data: Data, device: str, say) -> Path | None:

@@ -16,7 +16,7 @@ from evokd.config import StudentConfig
 from evokd.errors import EvokdError
 from evokd.evaluate.students import StudentJob
 from evokd.evaluate.tabular import Table, read_table, simulate
-from evokd.executor import Serial
+from evokd.executor import Serial, in_this_process
 from evokd.finals import Entry, Row
 from evokd.genome.individual import Individual, Outcome, Status, content_key
 from evokd.problem import check_writable
@@ -98,6 +98,7 @@ def open_table_problem(config: StudentConfig) -> StudentProblem:
     space, table = read_student_space(config.space), read_table(config.space, tables_folder(config))
     if config.budget_seconds and not table.training:
         raise EvokdError("--budget-seconds", "a table with times of training", config.space, "limit --budget-evals instead")
+    in_this_process(config, "a published table, which is read in no time")
     figures = FIGURES[config.space]
     check_writable(Path(config.out))
     within, latency = students_within(config, space, figures.images)

@@ -1,7 +1,7 @@
 """Trainings that the journal does not tell yet: rungs of the generation in hand, confirmation, baselines, finals.
 
 Each is a line of `trainings.jsonl` in the run folder as soon as it is done, so that a death costs none but the one in flight; the file is
-emptied when a generation is whole in the journal, and gone when the run is.
+emptied when a generation is whole in the journal, but in steady state, and gone when the run is.
 """
 
 from __future__ import annotations

@@ -34,18 +34,20 @@ CONTROLLERS = {
     "random": RandomSearch,
     "ageing": lambda grammar: AgeingEvolution(grammar, 10, 3),
     "nsga2": lambda grammar: FrontEvolution(grammar, 8, ["value"]),
+    "steady": lambda grammar: Evolution(grammar, 8),
     "islands": lambda grammar: Islands([Evolution(grammar, 4), Evolution(grammar, 4)]),
 }
 SIZE = 8
+LAGS = {"steady": 5}
 
 
 def disturbed(folder: Path, controller: str, generations: int, seconds: float = 0.0) -> list[str]:
     """Texts evaluated by this process, once the search has come to its end."""
     folder.mkdir(exist_ok=True, parents=True)
-    grammar, evaluated = toy_grammar(), []
+    grammar, evaluated, lag = toy_grammar(), [], LAGS.get(controller, 0)
 
     def train_all(jobs):
-        return iter(executor.map([[*to_names(individual), str(steps)] for individual, _, steps in jobs]))
+        return iter(executor.map(([*to_names(individual), str(steps)] for individual, _, steps in jobs), lag or None))
 
     def train(job):
         *names, _ = job
@@ -62,12 +64,12 @@ def disturbed(folder: Path, controller: str, generations: int, seconds: float = 
         ending = stack.enter_context(Ending(folder, f"go on with {folder}"))
         executor = Serial(train)
         executor.terms = Terms(trainings=Trainings(folder, go_on=events is not None), ending=ending)
-        place = Place(folder, events, [], executor.terms)
+        place = Place(folder, events, [], executor.terms, steady=lag > 0)
         funnel = Funnel({"toy": gate})
         # half of a generation is refused after a rung, whose outcomes the journal does not have while it lasts
-        halving = Halving([Rung(0.5, 1, 0.5)], 1, train_all, funnel)
+        halving = Halving([] if lag else [Rung(0.5, 1, 0.5)], 1, train_all, funnel)
         budget = Budget(generations, SIZE)
-        search = Search(controller, grammar, CONTROLLERS[controller](grammar), funnel, halving.evaluate, budget, 3)
+        search = Search(controller, grammar, CONTROLLERS[controller](grammar), funnel, halving.evaluate, budget, 3, lag=lag)
         search.screen, search.ledger = halving.screen, funnel.close
         go_on(search, place, lambda names: [grammar.nodes[name] for name in names])
         search.journal = Journal(folder)
@@ -102,7 +104,7 @@ class Faulty:
         if kind == "exits":
             os._exit(9)
         if kind == "grows":
-            held = bytearray(400 << 20)
+            held = bytearray(220 << 20)
             held[::4096] = b"x" * len(held[::4096])
             time.sleep(20)
         if kind == "gpu" or (kind == "gpu once" and not self.half):

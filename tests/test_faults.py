@@ -16,17 +16,18 @@ from evokd.checkpoint import Lines, write_whole
 from evokd.config import make_config
 from evokd.distiller import resume, run
 from evokd.errors import EvokdError
-from evokd.executor import Serial, Terms, Workers, check_limits, resident
+from evokd.executor import Serial, Terms, Workers, check_limits
 from evokd.journal import read_events, without_clock
 from evokd.report.terminal import Terminal
 from evokd.trainings import NAME
+from evokd.worker import resident
 from tests.disturbed import Faulty, disturbed
 from tests.test_resume import story
 
 QUIET = Terminal(quiet=True)
 
 
-LIMITS = {"timeout": 1.5, "memory": 250 << 20}
+LIMITS = {"timeout": 1.5, "memory": 200 << 20}
 JOBS = [
     ("fine", 0),
     ("hangs", 1),

@@ -19,7 +19,7 @@ class Judge:
     def __init__(self, scores):
         self.scores, self.jobs = scores, []
 
-    def map(self, jobs):
+    def map(self, jobs, ahead=None):
         for job in jobs:
             self.jobs.append(job)
             text = text_of(tree_from_names(job.loss)) if job.loss else None

@@ -42,6 +42,7 @@ class Trainer:
         self.rule, self.asked = rule, []
 
     def __call__(self, jobs):
+        jobs = list(jobs)
         self.asked.append([(individual.id, seeds, steps) for individual, seeds, steps in jobs])
         number = len(self.asked)
         for individual, (first, last), _ in jobs:

@@ -117,7 +117,7 @@ def _executor(problems: Sequence[StudentProblem]) -> Serial | Workers:
         recipes = [executor.setup[1] for executor in executors]
         recipe = recipes[-1] | {"banks": [each["bank"] for each in recipes]}
         open_route_judge(recipe)  # what would fail in every worker fails here
-        return Workers(executors[-1].count, open_route_judge, recipe)
+        return Workers(executors[-1].count, open_route_judge, recipe, executors[-1].engine)
     except ValueError as error:
         raise EvokdError("-s cache_gib", "room for the recorded outputs of every checkpoint", str(error)) from None
     finally:

@@ -57,8 +57,8 @@ class Cached:
         if count and not self._note[0].exists():
             warn(f"cache {folder} holds {count} entries of other protocols or pairs; none of them is used")
 
-    def map(self, jobs: Iterable[Job | StudentJob]) -> Iterator[Outcome]:
-        """Outcomes in the order of the jobs, as they are ready; the unknown jobs are handed on together."""
+    def map(self, jobs: Iterable[Job | StudentJob], ahead: None = None) -> Iterator[Outcome]:
+        """Outcomes in the order of the jobs, as they are ready; the unknown jobs are handed on together, none waits for another."""
         jobs = list(jobs)
         known = [self._find(job) for job in jobs]
         fresh = iter(self.inner.map([job for job, outcome in zip(jobs, known, strict=True) if outcome is None]))

@@ -17,7 +17,7 @@ from evokd.streams import stream
 class Instant:
     """An executor that answers at once with made-up outcomes."""
 
-    def map(self, jobs):
+    def map(self, jobs, ahead=None):
         for job in jobs:
             value = stream(0, job.key).random()
             curve = [(step, 1.0, 1.0) for step in range(0, 150, 15)]

@@ -36,7 +36,7 @@ class Inner:
     def __init__(self, answer=lambda job: Outcome(Status.OK, float(job.seeds[0]))):
         self.answer, self.asked, self.closed = answer, [], False
 
-    def map(self, jobs):
+    def map(self, jobs, ahead=None):
         jobs = list(jobs)
         self.asked.append(jobs)
         return map(self.answer, jobs)
