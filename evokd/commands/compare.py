@@ -48,8 +48,8 @@ def compare_losses(given: dict) -> int:
         folder, counts = None, {name: given.pop(name) for name in ("seeds", "trials", "best", "more") if name in given}
         asked = {name: _listed(given.pop(name, "")) for name in ("students", "known")}
         overrides, run = given.pop("overrides", []), given.pop("run", None)
-        losses = given.pop("losses", [])
-        plan = make_plan(settings(given), overrides, run=Path(run) if run else None, losses=losses, **asked, **counts)
+        asked |= {"losses": given.pop("losses", []), "recipe": given.pop("recipe", "")}
+        plan = make_plan(settings(given), overrides, run=Path(run) if run else None, **asked, **counts)
     found = compare_losses(plan, terminal, folder)
     terminal.say("\n".join(told(found)))
     terminal.say(f"\n {found.folder}: losses.html losses.csv standings.csv tuning.csv accuracy.png ranks.png")
@@ -87,6 +87,7 @@ def _losses_options(commands) -> None:
     pair.add_argument("--operators", action="append", metavar="FILE.py:FN", help="an operator of your own")
     run = losses.add_argument_group("the comparison")
     run.add_argument("--seeds", type=int, metavar="K", help="fresh ones a row; 5 if not given")
+    run.add_argument("--recipe", metavar="R", help="tell with full trainings (crd-240, short-N, …), not with short distillations")
     run.add_argument("--seed", type=int, metavar="N", help="from which all derive")
     run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
     run.add_argument("--timeout-seconds", type=float, metavar="S", help="time limit of one training")

@@ -63,6 +63,7 @@ class Plan:
         best: of the hand-made losses that go on.
         more: further trials of each of these.
         searched: trainings of the search that found the first; 0 for none.
+        recipe: of full trainings on test; empty for the short distillation that searches have.
     """
 
     config: Config
@@ -74,6 +75,7 @@ class Plan:
     best: int = 8
     more: int = 6
     searched: int = 0
+    recipe: str = ""
 
     def write(self, folder: Path) -> None:
         """As the folder keeps it, for --resume."""
@@ -101,7 +103,7 @@ def read_plan(folder: Path, seeds: int | None = None) -> Plan:
 
 def make_plan(
     values: dict[str, Any], overrides: Sequence[str] = (), *, run: Path | None = None, students: Sequence[str] = (),
-    losses: Sequence[str] = (), known: Sequence[str] = (), **counts: int,
+    losses: Sequence[str] = (), known: Sequence[str] = (), recipe: str = "", **counts: int,
 ) -> Plan:  # fmt: skip
     """What is asked for.
 
@@ -112,6 +114,7 @@ def make_plan(
         students: network specs; the configuration's if there are none.
         losses: known names, texts or loss.json files, which are told as they are.
         known: names of losses that are tuned; `all` for all of them.
+        recipe: of full trainings on test, such as crd-240; the short distillation if it is empty.
         **counts: seeds, trials, best, more.
 
     Raises:
@@ -129,7 +132,7 @@ def make_plan(
     tuned = tuple((name, KNOWN.get(name, name)) for name in _known(known))
     if len(given) + len(tuned) < 1:
         raise EvokdError("compare losses", "a run, --loss or --known", "none of them")
-    return Plan(config, tuple(students) or (config.student,), given, tuned, searched=searched, **counts)
+    return Plan(config, tuple(students) or (config.student,), given, tuned, searched=searched, recipe=recipe, **counts)
 
 
 def _known(names: Sequence[str]) -> list[str]:

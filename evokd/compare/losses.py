@@ -17,13 +17,14 @@ from pathlib import Path
 
 from evokd.baselines import baselines
 from evokd.checkpoint import write_whole
+from evokd.compare.full import full_trainings
 from evokd.compare.loss_mirror import mirrored
 from evokd.compare.loss_plan import KD, PLAIN, RANDOM, TUNED, Entrant, Plan
 from evokd.compare.loss_tables import Compared, Tuning, written
 from evokd.compare.tuning import variants
 from evokd.config import change_config
 from evokd.errors import EvokdError
-from evokd.executor import Terms, check_limits
+from evokd.executor import Serial, Terms, Workers, check_limits
 from evokd.finals import PUBLISHED, Entry, confirm
 from evokd.folder import locked, new_folder
 from evokd.genome.codec import write_number
@@ -55,11 +56,11 @@ def compare_losses(plan: Plan, terminal: Terminal, folder: Path | None = None) -
         stack.enter_context(locked(folder))
         _check_same(folder, problems)
         plan.write(folder)
-        _keep_trainings(plan, problems, folder, going, stack)
+        trainers = _trainers(plan, problems, folder, going, stack)
         (folder / "events.jsonl").unlink(missing_ok=True)  # told anew from the trainings, which cost nothing any longer
         journal = stack.enter_context(closing(Journal(folder)))
         tell = stack.enter_context(mirrored(plan, folder, problems[0].card, terminal.warn))
-        compared = written(_Session(plan, problems, folder, journal, terminal).run())
+        compared = written(_Session(plan, problems, trainers, folder, journal, terminal).run())
         tell(compared)
         return compared
 
@@ -83,24 +84,34 @@ def _check_same(folder: Path, problems: Sequence[Problem]) -> None:
     write_whole(path, json.dumps(keys) + "\n")
 
 
-def _keep_trainings(plan: Plan, problems: Sequence[Problem], folder: Path, going: bool, stack: ExitStack) -> None:
-    """Every training is written down when it is done, pair by pair; a signal ends the comparison between two of them."""
-    command = f"evokd compare losses --resume {shlex.quote(str(folder))}"
-    ending = stack.enter_context(Ending(folder, command))
+def _trainers(plan: Plan, problems: Sequence[Problem], folder: Path, going: bool, stack: ExitStack) -> list[Serial | Workers]:
+    """What tells each pair on test. Every training is on disk when it is done; a signal ends the comparison between two of them."""
+    ending = stack.enter_context(Ending(folder, f"evokd compare losses --resume {shlex.quote(str(folder))}"))
+    memory, trainers = int(plan.config.memory_gib * 2**30) if plan.config.memory_gib else None, []
     for number, problem in enumerate(problems):
         home = folder / f"pair-{number}"
-        home.mkdir(exist_ok=True)
-        trainings = Trainings(home, go_on=going)
-        stack.callback(trainings.close)
-        memory = int(plan.config.memory_gib * 2**30) if plan.config.memory_gib else None
-        problem.executor.terms = Terms(plan.config.timeout_seconds, memory, trainings, ending)
+        full = full_trainings(problem.config, plan.recipe, home / "full") if plan.recipe else None
+        for executor, kept in ((problem.executor, home), (full, home / "full")):
+            if executor is not None:
+                kept.mkdir(exist_ok=True)
+                trainings = Trainings(kept, go_on=going)
+                stack.callback(trainings.close)
+                executor.terms = Terms(plan.config.timeout_seconds, memory, trainings, ending)
+        if full is not None:
+            stack.callback(full.close)
+        trainers.append(full or problem.executor)
+    return trainers
 
 
 class _Session:
     """One comparison from its first training to its last."""
 
-    def __init__(self, plan: Plan, problems: Sequence[Problem], folder: Path, journal: Journal, terminal: Terminal) -> None:
-        self.plan, self.problems, self.folder, self.journal, self.terminal = plan, problems, folder, journal, terminal
+    def __init__(
+        self, plan: Plan, problems: Sequence[Problem], trainers: Sequence[Serial | Workers], folder: Path, journal: Journal,
+        terminal: Terminal,
+    ) -> None:  # fmt: skip
+        self.plan, self.problems, self.trainers = plan, problems, trainers
+        self.folder, self.journal, self.terminal = folder, journal, terminal
         self.first, self.seed = problems[0], plan.config.seed
         self.repeats = evaluation_seeds(self.seed, "search", plan.config.protocol.repeats)
 
@@ -111,7 +122,7 @@ class _Session:
         self.journal.write("start", version=1, pairs=[p.key for p in self.problems], seed=self.seed, card=self.first.card)
         tunings = self.tuned()
         entrants = self.entrants(tunings)
-        told = {pair_of(p): self.told(p, entrants) for p in self.problems}
+        told = {pair_of(p): self.told(p, each, entrants) for p, each in zip(self.problems, self.trainers, strict=True)}
         connectors = {pair_of(p): {e.name: connectors_of(e, p) for e in entrants} for p in self.problems}
         self.journal.write("end", entrants=[asdict(entrant) for entrant in entrants])
         return Compared(self.plan, self.folder, heading, entrants, tunings, told, connectors)
@@ -120,7 +131,8 @@ class _Session:
         plan, config = self.plan, self.plan.config
         lines = [p.heading(self.folder)[0] for p in self.problems]
         tuning = f"{len(plan.tuned)} published losses with {plan.trials} trials each, the best {plan.best} with {plan.more} more"
-        rows = f"{plan.seeds} fresh seeds a row · {config.protocol.steps} steps of {config.protocol.batch} · run {self.folder}"
+        length = plan.recipe or f"{config.protocol.steps} steps of {config.protocol.batch}"
+        rows = f"{plan.seeds} fresh seeds a row · {length} · run {self.folder}"
         return [*lines, f"{tuning} · {rows}" if plan.tuned else rows]
 
     def tuned(self) -> list[Tuning]:
@@ -141,18 +153,24 @@ class _Session:
         """Loss → its trials from `start` to `end`, each with its outcome on validation."""
         entries = {name: self.variants(name, text)[start:end] for name, text in losses}
         jobs = [entry.job(self.repeats, "validation") for each in entries.values() for entry in each]
-        outcomes = self.counted("tuning", self.first, jobs)
-        return {name: [(entry, next(outcomes)) for entry in each] for name, each in entries.items()}
+        outcomes = self.counted(f"tuning {self.first.card['student']}", self.first.executor, jobs)
+        return {name: [(entry, self.trial(name, entry, next(outcomes))) for entry in each] for name, each in entries.items()}
+
+    def trial(self, name: str, entry: Entry, outcome: Outcome) -> Outcome:
+        """Written down."""
+        told = {"status": outcome.status.value, "fitness": outcome.fitness, "reason": outcome.reason}
+        self.journal.write("trial", loss=name, text=entry.text, gamma=entry.gamma, **told)
+        return outcome
 
     def variants(self, name: str, text: str) -> list[Entry]:
         gamma = PUBLISHED_GAMMAS.get(name, self.plan.config.protocol.gamma)
         found = variants(name, text, gamma, self.plan.trials + self.plan.more, self.seed)
         return [Entry(f"{name} {number}", variant, g) for number, (variant, g) in enumerate(found)]
 
-    def counted(self, what: str, problem: Problem, jobs: Sequence) -> Iterator[Outcome]:
+    def counted(self, what: str, executor: Serial | Workers, jobs: Sequence) -> Iterator[Outcome]:
         """Outcomes of jobs in their order, with a status line."""
-        for number, outcome in enumerate(problem.executor.map(jobs), 1):
-            self.terminal.status(f"{what}: {number}/{len(jobs)} trainings of {problem.card['student']}")
+        for number, outcome in enumerate(executor.map(jobs), 1):
+            self.terminal.status(f"{what}: {number}/{len(jobs)} trainings")
             yield outcome
 
     def settled(self, name: str, trials: Sequence[tuple[Entry, Outcome]], goes_on: bool) -> Tuning:
@@ -190,14 +208,14 @@ class _Session:
             if name not in known:
                 yield Entrant(name, entry.text, gamma, budget.total, entry.fitness)
 
-    def told(self, problem: Problem, entrants: Sequence[Entrant]) -> dict[str, list[float]]:
+    def told(self, problem: Problem, trainer: Serial | Workers, entrants: Sequence[Entrant]) -> dict[str, list[float]]:
         """Row → test accuracy by seed on one pair; losses of one form and γ are trained once."""
         seeds = evaluation_seeds(self.seed, "compare", self.plan.seeds)
         fitting = [e for e in entrants if not e.text or not misfit(parse_loss(e.text), problem.examples[:2])]
         distinct = list({(e.text, e.gamma): e for e in fitting}.values())
         jobs = [e.entry.job([seed], "test") for seed in seeds for e in distinct]  # seed by seed, so that one cut short is even
         found: dict[tuple[str, float], list[float]] = {(e.text, e.gamma): [] for e in distinct}
-        outcomes = self.counted("finals", problem, jobs)
+        outcomes = self.counted(f"finals of {problem.card['student']}", trainer, jobs)
         for seed in seeds:
             for e in distinct:
                 found[e.text, e.gamma].append(self.written_down(problem, e, seed, next(outcomes)))

@@ -98,7 +98,7 @@ def ranks(blocks: Sequence[Mapping[str, float]]) -> Ranks | None:
     placed = stats.rankdata(-table, axis=1).mean(0)
     order = dict(sorted(zip(names, map(float, placed), strict=True), key=lambda pair: pair[1]))
     distance = critical_difference(len(names), len(blocks))
-    p = float(stats.friedmanchisquare(*table.T).pvalue)
+    p = float(stats.friedmanchisquare(*table.T).pvalue) if np.ptp(table, axis=1).any() else 1.0
     return Ranks(order, distance, p, len(blocks), cliques(order, distance))
 
 

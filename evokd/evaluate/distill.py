@@ -27,7 +27,7 @@ from evokd.losses.own import load_operators
 from evokd.losses.program import DistillLoss, compile_loss
 from evokd.losses.taps import Taps
 from evokd.models.tapping import Tapped, TapPlan, logits_of
-from evokd.models.zoo import build
+from evokd.models.zoo import build, layout_of
 from evokd.streams import derive
 
 
@@ -131,9 +131,9 @@ class Distiller:
         return network, curve
 
     def build(self, seed: int) -> nn.Module:
-        card, layout = self.bank.card, torch.channels_last if self.protocol.channels_last else torch.contiguous_format
+        card = self.bank.card
         network = build(self.student, card["classes"], card["shape"][0], derive(seed, "student"))
-        return network.to(self.device, memory_format=layout)
+        return network.to(self.device, memory_format=layout_of(network, self.protocol.channels_last, self.device))
 
     def examples(self, tapped: Tapped, live: Tapped | None, count: int = 2) -> tuple[Taps, Taps]:
         """Student's and teacher's taps of the first images, in eval mode."""

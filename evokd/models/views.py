@@ -24,7 +24,10 @@ def augmented(images: Tensor, views: Tensor, shift: int) -> Tensor:
     columns = torch.where(views[:, 2:] > 0, width - 1 - columns, columns) + views[:, 1:2]
     rows = torch.arange(height, device=images.device) + views[:, :1]
     sample = torch.arange(n, device=images.device)[:, None, None]
-    return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    shown = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return shown.clone(
+        memory_format=torch.contiguous_format
+    )  # of one channel `contiguous` would keep strides that are channels-last
 
 
 def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

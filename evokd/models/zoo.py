@@ -24,6 +24,7 @@ from evokd.models.vgg import CONVOLUTIONS, VGG
 from evokd.models.wide_resnet import WideResNet
 
 EXAMPLES = "conv3w8, resnet8w4, resnet56, wrn_40_2, torchvision:resnet18, timm:deit_tiny_patch16_224, or path/to/file.py:callable"
+NARROW = 8  # channels; below that channels-last convolutions are not safe
 _CONV = re.compile(r"conv3w(\d+)")
 _RESNET = re.compile(r"resnet(\d+)(?:w(\d+))?")
 
@@ -112,3 +113,14 @@ def _from_file(spec: str, classes: int, where: str) -> nn.Module:
 
 def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+def layout_of(network: nn.Module, channels_last: bool, device: str) -> torch.memory_format:
+    """The memory format of a network that is to be trained: channels-last if wanted, and on a CPU if no convolution is narrow.
+
+    On CPUs without AVX-512 the backward pass of channels-last convolutions with fewer than 8 channels writes beyond its buffers (seen
+    with torch 2.14.1); grouped ones are narrow in every group.
+    """
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    narrow = device == "cpu" and any(conv.out_channels < NARROW or conv.groups > 1 for conv in convolutions)
+    return torch.channels_last if channels_last and not narrow else torch.contiguous_format

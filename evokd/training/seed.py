@@ -28,7 +28,7 @@ from evokd.losses.taps import Taps
 from evokd.models.tapping import Tapped, TapPlan, logits_of
 from evokd.models.teachers import Teacher
 from evokd.models.views import augmented, centre, cropped, draw_crops, draw_views, normalised
-from evokd.models.zoo import build
+from evokd.models.zoo import build, layout_of
 from evokd.streams import derive
 from evokd.training.recipes import Recipe
 
@@ -76,7 +76,7 @@ class FullTraining:
         self.teacher, self.plans, self.device, self.noise = teacher, plans, device, noise
         self.mean, self.std = (teacher.mean, teacher.std) if teacher else (data.mean, data.std)
         self.images, self.labels = (torch.from_numpy(array).to(device) for array in (data.train.images, data.train.labels))
-        self.format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.format = layout_of(build(student, data.classes, data.shape[0], 0), recipe.channels_last, device)
         side = data.shape[1]
         self.shift = max(1, side // 8) if recipe.shift is None else recipe.shift
         self.size = max(round(0.875 * min(data.shape[1:])), 1)  # of resized crops, 224 of 256

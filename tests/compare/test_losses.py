@@ -27,6 +27,8 @@ from evokd.losses import KNOWN, parse_loss
 from evokd.problem import open_problem
 from evokd.report.terminal import Terminal
 from evokd.run import evaluation_seeds
+from evokd.training.recipes import read_recipe
+from evokd.training.run import Order, open_order
 
 QUIET = Terminal(quiet=True)
 HAND_MADE = ["kd", "dist", "sp", "minilm"]
@@ -110,6 +112,14 @@ def test_every_hand_made_loss_has_as_many_trials(plan, jobs_and_compared, proble
         assert len(made) == tuning.trials == {"minilm": 0}.get(tuning.name, 3 if tuning.goes_on else 2)
     refused = next(t for t in compared.tunings if t.name == "minilm")
     assert "attention" in refused.reason
+
+
+def test_the_best_on_validation_go_on(compared):
+    trials = [e for e in read_events(compared.folder) if e["event"] == "trial"]
+    first = {name: [e["fitness"] for e in trials if e["loss"] == name][: COUNTS["trials"]] for name in ("kd", "dist", "sp")}
+    best = sorted(first, key=lambda name: -max(first[name]))[: COUNTS["best"]]
+    assert {t.name for t in compared.tunings if t.goes_on} == set(best)
+    assert len(trials) == 3 * COUNTS["trials"] + 2 * COUNTS["more"]
 
 
 def test_figures_are_those_of_single_trainings(plan, compared):
@@ -207,6 +217,21 @@ def test_without_a_run_random_search_has_the_budget_of_the_configuration(tiny):
     assert trials[RANDOM] == trials[TUNED] == 2
 
 
+def test_with_a_recipe_rows_are_trained_in_full(tiny):
+    """The figure of `evokd distill` with the same loss, recipe and seed."""
+    values = tiny | {"protocol": tiny["protocol"] | {"transfer": 256}, "population": 2, "generations": 1}
+    found = compare_losses(make_plan(values, losses=["sp"], recipe="short-2", seeds=2), QUIET)
+    config, seed = found.plan.config, evaluation_seeds(0, "compare", 2)[1]
+    order = Order(
+        "digits", config.student, read_recipe("short-2"), config.teacher, KNOWN["sp"], 1.0, transfer=256, teacher_epochs=3
+    )
+    trained = open_order(order, Path(config.out), "cpu", lambda line: None).training.train(seed)
+    (rows,) = found.values.values()
+    assert rows["sp"][1] == trained.figures["top1"]
+    assert len({tuple(values) for values in rows.values()}) > 3
+    assert not list(found.folder.glob("pair-0/full/*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -217,6 +242,7 @@ def test_without_a_run_random_search_has_the_budget_of_the_configuration(tiny):
         (["--resume", "no/such/folder"], "comparison.json"),
         (["--resume", "x", "--known", "kd"], "no other option"),
         (["--loss", "l2(logit)"], "did you mean"),
+        (["--known", "kd", "--recipe", "short-1"], "classes that are all alike"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(arguments, said, capsys):

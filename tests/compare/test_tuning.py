@@ -1,7 +1,7 @@
 """Trials of hand-made losses: one form, other numbers, the same count for all."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evokd.compare.tuning import scaled, variants
@@ -9,6 +9,7 @@ from evokd.losses import KNOWN, parse_loss
 from evokd.losses.language import to_terms
 
 
+@settings(deadline=None, max_examples=40)
 @given(name=st.sampled_from(sorted(KNOWN)), trials=st.integers(1, 20), seed=st.integers(0, 5))
 def test_every_loss_gets_as_many_different_trials_published_first(name, trials, seed):
     found = variants(name, KNOWN[name], 0.1, trials, seed)

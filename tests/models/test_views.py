@@ -46,3 +46,10 @@ def test_normalised_images_have_mean_nought_and_deviation_one():
         found.double(), (scaled - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1), atol=1e-5
     )
     assert found.mean((0, 2, 3)).abs().max() < 1e-4
+
+
+def test_grey_images_have_plain_strides():
+    """Strides (64, 1, 8, 1) are legal for one channel, but read as channels-last, which narrow convolutions cannot be trained in."""
+    images = torch.randint(0, 255, (5, 1, 8, 8), dtype=torch.uint8)
+    views = draw_views(np.random.default_rng(0), 5, 1, flip=False)
+    assert augmented(images, views, 1).stride() == (64, 64, 8, 1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from evokd.errors import EvokdError
-from evokd.models.zoo import build, parameters
+from evokd.models.zoo import build, layout_of, parameters
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,17 @@ def test_unknown_networks_are_refused_with_the_option(spec):
     with pytest.raises(EvokdError) as caught:
         build(spec, 10, 1, 0, "--teacher")
     assert caught.value.where == "--teacher"
+
+
+@pytest.mark.parametrize(
+    ("spec", "device", "wanted", "expected"),
+    [
+        ("resnet8w8", "cpu", True, torch.channels_last),
+        ("resnet8w8", "cpu", False, torch.contiguous_format),
+        ("resnet8w4", "cpu", True, torch.contiguous_format),
+        ("resnet8w4", "cuda", True, torch.channels_last),
+        ("MobileNetV2", "cpu", True, torch.contiguous_format),
+    ],
+)
+def test_narrow_convolutions_are_not_trained_channels_last_on_a_cpu(spec, device, wanted, expected):
+    assert layout_of(build(spec, 10, 3, 0), wanted, device) is expected
