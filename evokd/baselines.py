@@ -16,6 +16,7 @@ from evokd.errors import EvokdError
 from evokd.finals import Entry, choose, tune_kd
 from evokd.genome.individual import content_key
 from evokd.journal import Journal
+from evokd.losses.language import write_loss
 from evokd.run import Search, arm
 from evokd.rungs import price
 from evokd.search.random import RandomSearch
@@ -59,7 +60,7 @@ def _random_search(problem: Problem, budget: Budget, cache: Path, terminal: Term
     journal, config = Journal(cache), problem.config
     search: Search = arm(problem, "random", RandomSearch(problem.grammar), replace(budget, seconds=None), SEED)
     search.journal, search.notice = journal, lambda summary: terminal.candidate(search)
-    found = choose(search.run(), problem.grammar.write, problem.executor, SEED, config.confirm, config.confirm_repeats)[0]
+    found = choose(search.run(), search.text, problem.executor, SEED, config.confirm, config.confirm_repeats)[0]
     journal.close()
     return found
 
@@ -76,6 +77,7 @@ def _key(problem: Problem, budget: Budget) -> str:
         version("evokd"),
         version("torch"),
     ]
+    parts += [write_loss(problem.base)] if problem.base else []
     return content_key(json.dumps(parts))
 
 

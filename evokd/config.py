@@ -105,6 +105,7 @@ class Config(BaseModel):
     population: int = Field(12, ge=2)
     budget_evals: int | None = Field(None, ge=1, description="stop after so many trainings")
     budget_seconds: float | None = Field(None, gt=0, description="stop at the end of the generation in which it is spent")
+    base: str | None = Field(None, description="a loss that is kept, to which terms are evolved: known name, text or loss.json")
     operators: tuple[str, ...] = Field((), description="users' own operators, path.py:function")
     seed_with: tuple[str, ...] = Field((), description="losses of the first generation: known names, texts or loss.json files")
     confirm: int = Field(5, ge=1, description="best candidates that are trained again on validation before the choice")

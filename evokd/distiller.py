@@ -21,7 +21,8 @@ from evokd.funnel import funnel_rows, passed, told_funnel
 from evokd.genome.codec import write_number
 from evokd.genome.individual import Individual, rank
 from evokd.journal import Journal
-from evokd.losses.language import parse_loss, tree_from_names
+from evokd.losses.known import KNOWN
+from evokd.losses.language import parse_loss, tree_from_names, write_loss
 from evokd.losses.own import load_operators
 from evokd.memory import kept_for_others
 from evokd.mirror import Mirror
@@ -156,6 +157,11 @@ def admitted(individuals: Sequence[Individual]) -> Iterator[list]:
         yield from (individual for individual, before in pairs if before)
 
 
+def alone(config: Config) -> str:
+    """Row of the loss that a search keeps, without what was added to it."""
+    return f"{config.base} alone" if config.base in KNOWN else "the loss kept, alone"
+
+
 class _Session:
     """One run from its first line to its last."""
 
@@ -208,7 +214,7 @@ class _Session:
     def sizes(self, best: Entry) -> list[Size]:
         """The best loss of every size that no smaller one beats."""
         accuracy = self.config.fitness == "accuracy"
-        return best_per_size(self.search.individuals, self.search.grammar.write, accuracy, best.error or 0.0)
+        return best_per_size(self.search.individuals, self.search.text, accuracy, best.error or 0.0)
 
     def tables(self, sizes: Sequence[Size]) -> list[str]:
         """The funnel of the whole run, and the best loss of every size."""
@@ -260,26 +266,30 @@ class _Session:
             raise EvokdError("search", "at least one candidate that trains", "none", hint)
         if self.own:
             best = min(search.individuals, key=rank)
-            entry = Entry(str(best.id), search.grammar.write(best), fitness=best.outcome.fitness)
+            entry = Entry(str(best.id), search.text(best), fitness=best.outcome.fitness)
             return [entry], entry
         self.terminal.status(f"confirming: the best {config.confirm} once more on validation")
         repeats = config.confirm, config.confirm_repeats
-        chosen, simplest = choose(search.individuals, search.grammar.write, self.problem.executor, config.seed, *repeats)
+        chosen, simplest = choose(search.individuals, search.text, self.problem.executor, config.seed, *repeats)
         for entry in chosen:
             self.journal.write("confirm", id=int(entry.name), text=entry.text, fitness=entry.fitness, error=entry.error)
         return chosen, simplest
 
     def finals(self, chosen: list[Entry], simplest: Entry, known: dict[str, Entry]) -> list[Row]:
-        """All rows on test; the reference is tuned KD, or KD as published where there are no baselines."""
+        """All rows on test; the reference is the loss that is kept, else tuned KD, or KD as published where there are no baselines."""
         name, (gamma, weight, tau) = ROW_NAMES.get(self.config.controller, self.config.controller), PUBLISHED
         entries = [replace(chosen[0], name=name), replace(simplest, name=f"{name}, simplest within 1σ")]
         if known:
             entries += [replace(known["random"], name="random search, same budget"), replace(known["kd"], name=TUNED)]
+        reference = TUNED if known else AS_PUBLISHED
+        if self.problem.base:
+            reference = alone(self.config)
+            entries.append(Entry(reference, write_loss(self.problem.base)))
         entries.append(Entry(AS_PUBLISHED, f"{write_number(weight)}*kl(logits, tau={write_number(tau)})", gamma))
         entries.append(Entry(PLAIN, None, 1.0))
         self.terminal.status(f"finals: {self.config.finals} fresh seeds a row, told on test")
         seeds = evaluation_seeds(self.config.seed, "final", self.config.finals)
-        return final_rows(entries, TUNED if known else AS_PUBLISHED, self.problem.executor, seeds, self.journal)
+        return final_rows(entries, reference, self.problem.executor, seeds, self.journal)
 
     def export(self, best: Entry, rows: list[Row]) -> list[Path]:
         about = {

@@ -42,6 +42,9 @@ def _distiller_options(tasks) -> argparse.ArgumentParser:
     pair.add_argument("--student-taps", metavar="PATH,…", help="module paths of the student's stages, last stage last")
     search = distiller.add_argument_group("the search")
     search.add_argument("--space", metavar="NAME|FILE", help="what may be evolved")
+    search.add_argument(
+        "--base", metavar="LOSS", help="keep this loss and evolve what is added to it: known name, text or loss.json"
+    )
     _controller_options(search, "fitness against size", "size, in nodes")
     search.add_argument(
         "--fitness", metavar="NAME", help="on validation: accuracy, ce, or KD-Zero's equation 2: gap (corrected), gap_printed"

@@ -23,12 +23,14 @@ from evokd.evaluate.fingerprint import Copies, Fingerprint, cosine, fingerprint,
 from evokd.evaluate.gates import flaws, probe, static, trim
 from evokd.evaluate.own import OwnTraining
 from evokd.executor import Serial, Workers, in_this_process, open_workers
+from evokd.export import read_loss
 from evokd.funnel import Funnel, part_of
 from evokd.genome.codec import to_names
 from evokd.genome.grammar import Grammar, Tree
 from evokd.genome.individual import Individual, content_key
+from evokd.losses.canonical import canonical
 from evokd.losses.growth import loss_grammar
-from evokd.losses.language import Term, tree_from_names
+from evokd.losses.language import MAX_TERMS, Term, to_terms, to_tree, tree_from_names
 from evokd.losses.own import load_operators
 from evokd.losses.program import compile_loss
 from evokd.losses.taps import Taps
@@ -55,6 +57,7 @@ class Problem:
         card: figures of the pair for reports and tracking.
         key: content hash of pair, data and protocol.
         closed: why outcomes cannot be kept for other runs; empty if they can.
+        base: a loss that the search keeps; what it evolves is added to it. None where it evolves the whole.
     """
 
     config: Config
@@ -66,6 +69,7 @@ class Problem:
     card: dict
     key: str
     closed: str = ""
+    base: Tree | None = None
 
     @property
     def space_hash(self) -> str:
@@ -85,9 +89,18 @@ class Problem:
         return [
             pair,
             *taps,
+            *([f"kept, and added to: {self.grammar.write(self.base)}"] if self.base else []),
             f"space {self.grammar.name}: {self.grammar.count():.0e} losses · {config.controller}, {config.generations} generations of "
             f"{config.population}, at most {evaluations} full trainings of {config.protocol.steps} steps · run {folder}",
         ]
+
+    def whole(self, tree: Sequence) -> Tree:
+        """The loss that a candidate is trained with: itself, or its sum with the loss that the search keeps, in canonical form."""
+        return canonical(to_tree([*to_terms(self.base), *to_terms(tree)])) if self.base else list(tree)
+
+    def text(self, tree: Sequence) -> str:
+        """A candidate as it is trained, in evokd's notation."""
+        return self.grammar.write(self.whole(tree))
 
     @cached_property
     def batches(self) -> list:
@@ -119,21 +132,31 @@ class Problem:
         return trim(tree, self.flaw) if "static" in self.config.funnel.gates else list(tree)
 
     def funnel(self) -> Funnel:
-        """The gates that the configuration names, cheapest first; each search has a memory of its own."""
+        """The gates that the configuration names, cheapest first; each search has a memory of its own.
+
+        Beside a loss that is kept an added term must still teach by itself; the other gates look at the sum, and the loss kept is
+        known to `copies` from the start.
+        """
         wanted, gamma = self.config.funnel.gates, self.config.protocol.gamma
         copies = Copies(self.batches, self.config.funnel.copies)
         gates = {
             "static": lambda tree: static(tree, self.flaw),
-            "probe": lambda tree: probe(tree, *self.examples),
-            "copies": copies.copy_of,
-            "descent": lambda tree: descent(tree, *self.examples, gamma),
+            "probe": lambda tree: probe(self.whole(tree), *self.examples),
+            "copies": lambda tree: copies.copy_of(self.whole(tree)),
+            "descent": lambda tree: descent(self.whole(tree), *self.examples, gamma),
         }
-        admitted = (lambda tree: copies.remember(tree, self.grammar.write(tree))) if "copies" in wanted else (lambda tree: None)
+        if self.base and "copies" in wanted:
+            copies.remember(self.base, self.grammar.write(self.base))
+
+        def admitted(tree: Tree) -> None:
+            if "copies" in wanted:
+                copies.remember(self.whole(tree), self.text(tree))
+
         return Funnel({name: gate for name, gate in gates.items() if name in wanted}, admitted)
 
     def job(self, individual: Individual, seeds: tuple[int, ...], steps: float = 1.0) -> Job:
         """The evaluation of a candidate on validation."""
-        return Job(tuple(to_names(individual)), seeds, key=content_key(self.grammar.write(individual)), steps=steps)
+        return Job(tuple(to_names(self.whole(individual))), seeds, key=content_key(self.text(individual)), steps=steps)
 
 
 @dataclass(frozen=True)
@@ -189,9 +212,10 @@ def open_problem(
     own = load_operators(config.operators)
     space = read_space(config.space)
     check_writable(Path(config.out))
+    base = _base(config, space, seeds)
     pair = _pair(config, say, download, **objects)
     grammar = loss_grammar(space.space, pair.positions)
-    used = _used(pair, grammar, [*seeds, *(tree for tree in guests if not misfit(tree, pair.taps))])
+    used = _used(pair, grammar, [*seeds, *([base] if base else []), *(tree for tree in guests if not misfit(tree, pair.taps))])
     pair = _sparing(pair, used)
     key = bank_key(pair.data, pair.teacher, pair.plans[1], config.protocol, used)
     folder = Path(config.out) / "cache" / "banks" / key
@@ -201,7 +225,22 @@ def open_problem(
     executor = Serial(OwnTraining(evaluate, examples)) if own_training else _executor(config, pair, folder)
     key = content_key(json.dumps([key, weights_key(pair.network), pair.plans[0].features, *([own] if own else [])]))
     table = [row for row in tap_table(*pair.taps, *pair.plans) if row[0] in used or row[0] != "teacher_head"]
-    return Problem(config, space, grammar, executor, examples, table, _card(pair), key, _closed(pair, evaluate))
+    return Problem(config, space, grammar, executor, examples, table, _card(pair), key, _closed(pair, evaluate), base)
+
+
+def _base(config: Config, space: SpaceFile, seeds: Sequence[list]) -> Tree | None:
+    """The loss that a search keeps, in canonical form.
+
+    Raises:
+        EvokdError: no loss, or one that leaves no room for what is added.
+    """
+    if not config.base:
+        return None
+    base = canonical(read_loss(config.base, "--base"))
+    most = MAX_TERMS - max([space.space.max_terms, *(len(to_terms(tree)) for tree in seeds)])
+    if len(to_terms(base)) > most:
+        raise EvokdError("--base", f"at most {most} terms, so that a sum has no more than {MAX_TERMS}", str(len(to_terms(base))))
+    return base
 
 
 def _closed(pair: Pair, evaluate: Callable | None) -> str:

@@ -67,6 +67,7 @@ class Search:
         journal: where events go; set before the search runs.
         recorded: key → outcome, from the torn generation of a run that is resumed.
         trim: tree → the same without what teaches nothing; asked of every proposal that is new.
+        text: individual → the loss or student that is trained, for tables; the written form if None.
         identity: text that is the same for candidates of one meaning; the written form if None.
         screen: looks at a generation's sound candidates together and settles those that shall not be evaluated.
         ledger: what gates and screen did since it was last called, as plain data.
@@ -87,6 +88,7 @@ class Search:
     screen: Callable[[Sequence[Individual]], None] = lambda batch: None
     ledger: Callable[[], dict] = dict
     trim: Callable[[Sequence], list] = list
+    text: Callable[[Individual], str] | None = None
     identity: Callable[[Individual], str] | None = None
     notice: Callable[[dict | None], None] = lambda summary: None
     individuals: list[Individual] = field(default_factory=list)
@@ -95,6 +97,9 @@ class Search:
     generation: int = 0
     clock: float = 0.0
     lag: int = 0
+
+    def __post_init__(self) -> None:
+        self.text = self.text or self.grammar.write
 
     @property
     def trained(self) -> int:
@@ -189,7 +194,7 @@ class Search:
         summary["cache_hits"] = counts["proposed"] - counts["new"]
         summary |= {"trained": trained, "evaluations": self.trained, "funnel": ledger, "seconds": seconds}
         best = summary["best_id"]
-        summary["best_text"] = "" if best is None else self.grammar.write(self.individuals[best])
+        summary["best_text"] = "" if best is None else self.text(self.individuals[best])
         self.history.append(summary)
         self.journal.write("generation", arm=self.name, **summary)
         self.journal.sync()
@@ -270,7 +275,7 @@ def arm(problem: Problem, name: str, controller: Controller, budget: Budget, see
             yield replace(outcome, metrics=outcome.metrics | {"size": float(len(individual))})
 
     search = Search(name, problem.grammar, controller, funnel, evaluate, budget, seed, lag=config.lag)
-    search.screen, search.ledger, search.trim = halving.screen, funnel.close, problem.trim
+    search.screen, search.ledger, search.trim, search.text = halving.screen, funnel.close, problem.trim, problem.text
     if config.funnel.tune:
         halving.tune = tuner(search, train, config.funnel.tune)
     return search

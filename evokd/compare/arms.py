@@ -72,7 +72,7 @@ class Losses:
     def tell(self, search: Search, config: Config, seeds: Sequence[int], journal: Journal) -> str:
         """The winner after confirmation, which is then trained with the shared seeds; empty where nothing could be trained."""
         repeats, executor = (config.confirm, config.confirm_repeats), self.problem.executor
-        chosen, _ = choose_loss(search.individuals, search.grammar.write, executor, config.seed, *repeats)
+        chosen, _ = choose_loss(search.individuals, search.text, executor, config.seed, *repeats)
         for entry in chosen:
             journal.write("confirm", id=int(entry.name), text=entry.text, fitness=entry.fitness, error=entry.error)
         if chosen:

@@ -128,7 +128,7 @@ def make_plan(
         if counts.get(name, low) < low:
             raise EvokdError(f"--{name}", f"at least {low}", str(counts[name]))
     given, searched = found_in(run) if run else ((), 0)
-    given = (*given, *(_named(spec, config.protocol.gamma) for spec in losses))
+    given = (*given, *(named(spec, config.protocol.gamma) for spec in losses))
     tuned = tuple((name, KNOWN.get(name, name)) for name in _known(known))
     if len(given) + len(tuned) < 1:
         raise EvokdError("compare losses", "a run, --loss or --known", "none of them")
@@ -145,7 +145,7 @@ def _known(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _named(spec: str, gamma: float) -> Entrant:
+def named(spec: str, gamma: float) -> Entrant:
     """A loss as it is: with γ of the file, or that it is published with, or of the protocol."""
     text = write_loss(read_loss(spec))
     if spec.endswith(".json"):
@@ -176,7 +176,7 @@ def found_in(run: Path) -> tuple[tuple[Entrant, ...], int]:
             _called(name, e["text"] == won),
             e["text"],
             gamma if e["gamma"] is None else e["gamma"],
-            trials.get(name, searched),
+            0 if name.endswith("alone") else trials.get(name, searched),
             found.get(e["text"]),
         )
         for name, e in rows.items()

@@ -57,7 +57,7 @@ def write_report(
             evaluated=search.trained,
             rejected=len(search.individuals) - search.trained,
             failed=search.trained - len(sound),
-            top=[(i, search.grammar.write(i)) for i in sound[:15]],
+            top=[(i, search.text(i)) for i in sound[:15]],
             sizes=sizes,
             funnel=funnel_rows(search.history),
             reasons=reasons(search.individuals),
