@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from evokd.checkpoint import write_whole
@@ -49,14 +50,29 @@ def _formulas(tree: list, gamma: float, student: Taps | None, teacher: Taps | No
     }
 
 
+def loss_file(spec: str, where: str = "--loss") -> str:
+    """A loss as it is named; of the folder of a finished search its best one.
+
+    Raises:
+        EvokdError: a folder without one.
+    """
+    if not os.path.isdir(spec):
+        return spec
+    path = os.path.join(spec, "best", "loss.json")
+    if not os.path.isfile(path):
+        raise EvokdError(where, "a finished search for a loss, with best/loss.json", spec)
+    return path
+
+
 def read_loss(spec: str, where: str = "--loss") -> list:
-    """A loss by known name, from an exported loss.json, or as text.
+    """A loss by known name, from an exported loss.json or the folder of a finished search, or as text.
 
     Raises:
         EvokdError: none of these.
     """
     if spec in KNOWN:
         return parse_loss(KNOWN[spec])
+    spec = loss_file(spec, where)
     if not spec.endswith(".json"):
         return parse_loss(spec, where=where)
     try:

@@ -56,6 +56,45 @@ def compare_losses(given: dict) -> int:
     return 0
 
 
+def compare_transfer(given: dict) -> int:
+    """Train and tell what is missing of a transfer."""
+    from evokd.compare.pairs import train_pairs
+    from evokd.compare.transfer import make_plan, told
+
+    plan, folder, terminal = _plan_of_pairs(given, "transfer", make_plan, "pairs")
+    folder, pairs = train_pairs(plan, terminal, folder)
+    terminal.say("\n".join([*told(plan, pairs), "", f" {folder}: told.csv events.jsonl"]))
+    return 0
+
+
+def compare_teachers(given: dict) -> int:
+    """Train and tell what is missing of a ladder of teachers."""
+    from evokd.compare.ladder import draw, make_plan, told
+    from evokd.compare.pairs import train_pairs
+
+    plan, folder, terminal = _plan_of_pairs(given, "teachers", make_plan, "teachers")
+    folder, pairs = train_pairs(plan, terminal, folder)
+    draw(folder, plan, pairs)
+    terminal.say("\n".join([*told(plan, pairs), "", f" {folder}: told.csv ladder.png ladder.svg events.jsonl"]))
+    return 0
+
+
+def _plan_of_pairs(given: dict, kind: str, make_plan, option: str) -> tuple:
+    """(plan, folder of one that goes on, terminal) of a comparison on several pairs."""
+    from evokd.compare.pairs import read_plan
+    from evokd.report.terminal import Terminal
+
+    terminal, resumed = Terminal(quiet=given.pop("quiet", False)), given.pop("resume", None)
+    if not resumed:
+        overrides, losses, pairs = (given.pop(name, []) for name in ("overrides", "losses", option))
+        seeds = {"seeds": given.pop("seeds")} if "seeds" in given else {}
+        listed = _listed(pairs) if isinstance(pairs, str) else pairs
+        return make_plan(settings(given), overrides, losses, listed, **seeds), None, terminal
+    if odd := sorted(set(given) - {"seeds"}):
+        raise EvokdError("--resume", "no other option than --seeds and --quiet", f"--{odd[0]}")
+    return read_plan(Path(resumed), kind, given.get("seeds")), Path(resumed), terminal
+
+
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -99,6 +138,61 @@ def _losses_options(commands) -> None:
     run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s protocol.steps=300")
 
 
+def _transfer_options(commands) -> None:
+    transfer = commands.add_parser(
+        "transfer",
+        help="a loss applied unchanged to other teachers, students and data, beside KD and plain training",
+        description="A loss applied unchanged, γ included, to several pairs, beside KD as published and plain training; all with the same "
+        "fresh seeds, told once on test, with the parameters of connectors.",
+        argument_default=argparse.SUPPRESS,
+    )
+    transfer.set_defaults(compare=compare_transfer)
+    transfer.add_argument(
+        "--pair", dest="pairs", action="append", metavar="T,S[,D]", help="teacher, student and data; several times"
+    )
+    transfer.add_argument("--data", metavar="D", help="of pairs that name none")
+    _options_of_pairs(transfer)
+
+
+def _teachers_options(commands) -> None:
+    ladder = commands.add_parser(
+        "teachers",
+        help="one student under a ladder of teachers: does a better teacher make a better student?",
+        description="One student under several teachers with each of several losses, and the rank correlation of student and teacher "
+        "accuracy (KD-Zero's figure 2, DisWOT's Table 9).",
+        argument_default=argparse.SUPPRESS,
+    )
+    ladder.set_defaults(compare=compare_teachers)
+    ladder.add_argument("--teachers", metavar="A,B,C,…", help="names or files, at least three")
+    ladder.add_argument("--student", metavar="S", help="name, or file.py:callable")
+    ladder.add_argument("--data", metavar="D", help="digits, cifar10, cifar100, fashion_mnist, mnist, an npz file or a folder")
+    _options_of_pairs(ladder)
+
+
+def _options_of_pairs(task: argparse.ArgumentParser) -> None:
+    """What comparisons of some losses on several pairs share."""
+    losses = {
+        "action": "append",
+        "metavar": "LOSS|RUN",
+        "help": "known name, text, loss.json, or a finished search; several times",
+    }
+    task.add_argument("--loss", dest="losses", **losses)
+    task.add_argument("--transfer", type=int, metavar="N", help="use only N training images")
+    task.add_argument("--labels", type=int, metavar="N", help="know the labels of only N training images")
+    task.add_argument("--operators", action="append", metavar="FILE.py:FN", help="an operator of your own")
+    task.add_argument("--seeds", type=int, metavar="K", help="fresh ones a row; 5 if not given")
+    task.add_argument("--seed", type=int, metavar="N", help="from which all derive")
+    task.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
+    task.add_argument("--timeout-seconds", type=float, metavar="S", help="time limit of one training")
+    task.add_argument("--device", metavar="D", help="auto, cpu or cuda")
+    task.add_argument("--out", metavar="DIR", help="home of runs and caches")
+    task.add_argument("--resume", metavar="FOLDER", help="go on with a comparison, with more --seeds if wanted")
+    task.add_argument("--quiet", action="store_true")
+    task.add_argument(
+        "-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s protocol.steps=300"
+    )
+
+
 def _options() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="evokd compare", description="What beats what, on equal terms and with intervals.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -114,4 +208,6 @@ def _options() -> argparse.ArgumentParser:
             "--no-finals", dest="finals", action="store_false", help="do not train the winners again and tell them on test"
         )
     _losses_options(commands)
+    _transfer_options(commands)
+    _teachers_options(commands)
     return top

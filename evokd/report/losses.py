@@ -21,9 +21,9 @@ FOUND, OTHER, LINE = "#d1495b", "#30638e", "#1a1a2e"
 def write_page(folder: Path, compared: Compared, verdict: Sequence[str]) -> Path:
     """losses.html with accuracy.svg, accuracy.png and, where there are ranks, ranks.svg and ranks.png."""
     found, placed = compared.by_search, compared.ranks
-    pictures = {"accuracy": _saved(folder, "accuracy", _accuracy(compared.standings, found))}
+    pictures = {"accuracy": saved(folder, "accuracy", _accuracy(compared.standings, found))}
     if placed:
-        pictures["ranks"] = _saved(folder, "ranks", draw_ranks(placed, found))
+        pictures["ranks"] = saved(folder, "ranks", draw_ranks(placed, found))
     text = (
         jinja2.Environment(autoescape=True)
         .from_string(_PAGE.read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def write_page(folder: Path, compared: Compared, verdict: Sequence[str]) -> Path
     return folder / "losses.html"
 
 
-def _saved(folder: Path, name: str, figure) -> str:
+def saved(folder: Path, name: str, figure) -> str:
     """The figure as name.svg and name.png; its SVG without a prologue."""
     import matplotlib
     from matplotlib import pyplot as plt
