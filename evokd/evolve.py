@@ -14,7 +14,8 @@ DEFAULT_FROM_CONFIG = argparse.SUPPRESS  # an option that is not given leaves th
 def parser() -> argparse.ArgumentParser:
     """Options mirror the fields of `Config`; `-s` reaches every other field."""
     top = argparse.ArgumentParser(prog="evokd.evolve", description="Evolve what nobody has to hand-tune any more.")
-    add_tasks(top)
+    tasks = top.add_subparsers(dest="task", required=True, metavar="TASK")
+    _distiller_options(tasks), _student_options(tasks), _joint_options(tasks)
     return top
 
 
@@ -114,7 +115,13 @@ def _student_options(tasks) -> argparse.ArgumentParser:
         help="cascade (score all, distil the best), score, distill, train, shared (weights of one supernet), tabular (published)",
     )
     search.add_argument("--score", metavar="NAME", help="training-free score, e.g. diswot, nwot, synflow, or loss:NAME|FILE|TEXT")
-    search.add_argument("--loss", metavar="LOSS", help="the recipe of distillation: known name, text or loss.json")
+    search.add_argument(
+        "--distiller",
+        "--loss",
+        dest="loss",
+        metavar="LOSS|RUN",
+        help="the loss that students are distilled with: known name, text, loss.json, or a finished search for a loss",
+    )
     search.add_argument("--generations", type=int, metavar="N")
     search.add_argument("--population", type=int, metavar="N", help="students scored in a generation, and parents kept")
     search.add_argument("--budget-evals", type=int, metavar="N", help="stop after N trainings")
@@ -128,6 +135,36 @@ def _student_options(tasks) -> argparse.ArgumentParser:
     search.add_argument("--cache", metavar="DIR", help="reuse outcomes of other runs; counted budgets stay as they are")
     _run_options(student, "-s promote=0.5")
     return student
+
+
+def _joint_options(tasks) -> argparse.ArgumentParser:
+    joint = tasks.add_parser(
+        "joint",
+        help="search loss and student in turn for one teacher, and show their interaction",
+        description="A loss for the human student, a student for that loss, and so on; at the end every student with every loss on test. "
+        "Settings hold for both searches, the protocol is that of a search for a loss.",
+        argument_default=DEFAULT_FROM_CONFIG,
+    )
+    joint.add_argument("--rounds", type=int, metavar="R", help="searches for a student; 1 if not given")
+    joint.add_argument("--teacher", metavar="T", help="name (trained once, cached), or file.safetensors")
+    joint.add_argument("--student", metavar="S", help="the human student that the first loss is searched for")
+    joint.add_argument("--data", metavar="D", help="digits, cifar10, cifar100, fashion_mnist, mnist, an npz file or a folder")
+    joint.add_argument("--transfer", type=int, metavar="N", help="use only N training images")
+    joint.add_argument("--labels", type=int, metavar="N", help="know the labels of only N training images")
+    joint.add_argument("--max-params", type=int, metavar="N", help="parameters that a found student may have")
+    joint.add_argument("--max-macs", type=int, metavar="N", help="multiply–accumulates that it may need")
+    joint.add_argument("--generations", type=int, metavar="N", help="of every search")
+    joint.add_argument("--population", type=int, metavar="N", help="of every search")
+    joint.add_argument("--seed", type=int, metavar="N")
+    joint.add_argument("--seeds", type=int, metavar="K", help="fresh ones a cell of the closing table; 5 if not given")
+    joint.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
+    joint.add_argument("--device", metavar="D", help="auto, cpu or cuda")
+    joint.add_argument("--out", metavar="DIR", help="home of the joint folder")
+    joint.add_argument("--resume", metavar="FOLDER", help="go on with a joint search")
+    joint.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
+    joint.add_argument("--quiet", action="store_true")
+    joint.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting of a search for a loss")
+    return joint
 
 
 def _run_options(task: argparse.ArgumentParser, example: str) -> None:
@@ -168,6 +205,8 @@ def evolve(given: dict) -> int:
     from evokd.config import make_config
     from evokd.report.terminal import Terminal
 
+    if given["task"] == "joint":
+        return evolve_jointly(given)
     if given["task"] == "student":
         from evokd.student import resume, run
     else:
@@ -180,6 +219,25 @@ def evolve(given: dict) -> int:
         resume(Path(folder), terminal, settings(given), overrides, accept)
     else:
         run(make_config(settings(given), overrides), terminal, download=download)
+    return 0
+
+
+def evolve_jointly(given: dict) -> int:
+    """Run or resume a joint search from parsed options."""
+    from pathlib import Path
+
+    from evokd.joint import make_joint, read_joint, run
+    from evokd.report.terminal import Terminal
+
+    del given["task"]
+    terminal, folder = Terminal(quiet=given.pop("quiet", False)), given.pop("resume", None)
+    if folder and given:
+        raise EvokdError("--resume", "no other option than --quiet", f"--{next(iter(given))}")
+    if folder:
+        run(read_joint(Path(folder)), terminal, Path(folder))
+        return 0
+    overrides, counts = given.pop("overrides", []), {name: given.pop(name) for name in ("rounds", "seeds") if name in given}
+    run(make_joint(settings(given), overrides, **counts), terminal)
     return 0
 
 

@@ -95,6 +95,22 @@ def _plan_of_pairs(given: dict, kind: str, make_plan, option: str) -> tuple:
     return read_plan(Path(resumed), kind, given.get("seeds")), Path(resumed), terminal
 
 
+def compare_bases(given: dict) -> int:
+    """Run what is missing of the searches beside published losses, and tell all of it."""
+    from evokd.compare.bases import compare_bases, make_plan, read_plan, told
+    from evokd.report.terminal import Terminal
+
+    terminal, resumed = Terminal(quiet=given.pop("quiet", False)), given.pop("resume", None)
+    folder = Path(resumed) if resumed else None
+    if folder and given:
+        raise EvokdError("--resume", "no other option than --quiet", f"--{next(iter(given))}")
+    bases, overrides = _listed(given.pop("bases", "")), given.pop("overrides", [])
+    config, names = read_plan(folder) if folder else make_plan(settings(given), overrides, bases)
+    folder, methods = compare_bases(config, names, terminal, folder)
+    terminal.say("\n".join(["", *told(methods), "", f" {folder}: bases.csv bases.png bases.svg, and the searches"]))
+    return 0
+
+
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -169,6 +185,36 @@ def _teachers_options(commands) -> None:
     _options_of_pairs(ladder)
 
 
+def _bases_options(commands) -> None:
+    bases = commands.add_parser(
+        "bases",
+        help="published losses, each alone and with the term that a search adds to it",
+        description="For each published loss a search of what is added to it, all with one budget; both told on test with the same seeds.",
+        argument_default=argparse.SUPPRESS,
+    )
+    bases.set_defaults(compare=compare_bases)
+    bases.add_argument("--bases", metavar="A,B,…", help="known names, such as kd,dkd,dist,sp,at,fitnet")
+    bases.add_argument("--teacher", metavar="T", help="name (trained once, cached), or file.safetensors")
+    bases.add_argument("--student", metavar="S", help="name, or file.py:callable")
+    bases.add_argument("--data", metavar="D", help="digits, cifar10, cifar100, fashion_mnist, mnist, an npz file or a folder")
+    bases.add_argument("--space", metavar="NAME|FILE", help="what may be added")
+    bases.add_argument("--transfer", type=int, metavar="N", help="use only N training images")
+    bases.add_argument("--labels", type=int, metavar="N", help="know the labels of only N training images")
+    bases.add_argument("--generations", type=int, metavar="N", help="of every search")
+    bases.add_argument("--population", type=int, metavar="N", help="of every search")
+    bases.add_argument("--finals", type=int, metavar="K", help="fresh seeds, the same for all")
+    bases.add_argument("--seed", type=int, metavar="N")
+    bases.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
+    bases.add_argument("--device", metavar="D", help="auto, cpu or cuda")
+    bases.add_argument("--out", metavar="DIR", help="home of the folder with all searches")
+    bases.add_argument("--resume", metavar="FOLDER", help="go on with a comparison")
+    bases.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
+    bases.add_argument("--quiet", action="store_true")
+    bases.add_argument(
+        "-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting, e.g. -s protocol.steps=300"
+    )
+
+
 def _options_of_pairs(task: argparse.ArgumentParser) -> None:
     """What comparisons of some losses on several pairs share."""
     losses = {
@@ -210,4 +256,5 @@ def _options() -> argparse.ArgumentParser:
     _losses_options(commands)
     _transfer_options(commands)
     _teachers_options(commands)
+    _bases_options(commands)
     return top

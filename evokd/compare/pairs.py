@@ -97,8 +97,14 @@ class Pair:
         return f"{self.card['teacher']} → {self.card['student']}, {self.card['data']}"
 
 
-def train_pairs(plan: Plan, terminal: Terminal, folder: Path | None = None) -> tuple[Path, list[Pair]]:
+def train_pairs(plan: Plan, terminal: Terminal, folder: Path | None = None, command: str = "") -> tuple[Path, list[Pair]]:
     """Everything that is missing of a comparison; its folder, with told.csv, and what was told.
+
+    Args:
+        plan: what is compared.
+        terminal: told of the progress.
+        folder: of one that goes on, or that is to be taken.
+        command: that goes on with it, where it is part of something larger.
 
     Raises:
         EvokdError: whatever does not fit, before a folder exists; a folder that another process writes.
@@ -111,7 +117,7 @@ def train_pairs(plan: Plan, terminal: Terminal, folder: Path | None = None) -> t
         stack.enter_context(locked(folder))
         _check_same(folder, problems)
         plan.write(folder)
-        ending = stack.enter_context(Ending(folder, f"evokd compare {plan.kind} --resume {shlex.quote(str(folder))}"))
+        ending = stack.enter_context(Ending(folder, command or f"evokd compare {plan.kind} --resume {shlex.quote(str(folder))}"))
         for number, problem in enumerate(problems):
             trainings = Trainings(folder / f"pair-{number}", go_on=going)
             stack.callback(trainings.close)

@@ -68,6 +68,8 @@ def build(spec: str | Callable[[int], nn.Module], classes: int, channels: int, s
             return _from_torchvision(spec.partition(":")[2], classes, where)
         if spec.startswith("timm:"):
             return build_timm(spec.partition(":")[2], classes, channels, where)
+        if spec.startswith("space:"):
+            return _from_space(spec, classes, channels, where)
         if spec in NAMED:
             return NAMED[spec](classes, channels)
         if (found := _CONV.fullmatch(spec)) and int(found[1]):
@@ -87,6 +89,18 @@ def _from_torchvision(name: str, classes: int, where: str) -> nn.Module:
         return models.get_model(name, weights=None, num_classes=classes)
     except (ValueError, TypeError) as error:
         raise EvokdError(where, "a torchvision model", repr(name), str(error)[:80]) from None
+
+
+def _from_space(spec: str, classes: int, channels: int, where: str) -> nn.Module:
+    """`space:NAME:TEXT`: a student of a space, as a search writes it."""
+    from evokd.students import read_student_space
+
+    _, name, text = (*spec.split(":", 2), "", "")[:3]
+    try:
+        space = read_student_space(name)
+        return space.build(space.parse(text), classes, channels)
+    except EvokdError as error:
+        raise EvokdError(where, f"space:NAME:TEXT, such as space:digits:basic8-1-1-1; {error.expected}", repr(spec)) from None
 
 
 def _from_file(spec: str, classes: int, where: str) -> nn.Module:
