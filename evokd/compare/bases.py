@@ -20,7 +20,7 @@ from evokd.checkpoint import write_whole
 from evokd.compare.standings import paired_t
 from evokd.compare.statistics import holm
 from evokd.config import Config, change_config, make_config, read_config
-from evokd.distiller import ROW_NAMES, alone
+from evokd.distiller import alone
 from evokd.errors import EvokdError
 from evokd.export import read_loss
 from evokd.finals import interval
@@ -104,15 +104,13 @@ def compare_bases(
 
 
 def method_of(run: Path) -> Method:
-    """A method from the finals of its search."""
+    """A method from the finals of its search. A loss that stands in two rows was trained once and is told in one, so it is found by its text."""
     config, events = read_config(run / "config.toml"), read_events(run)
-    values: dict[str, list[float]] = {}
-    for event in events:
-        if event["event"] == "final":
-            values.setdefault(event["row"], []).append(event["metrics"].get("accuracy", math.nan))
-    found = values[ROW_NAMES.get(config.controller, config.controller)]
+    finals = [(e, e["metrics"].get("accuracy", math.nan)) for e in events if e["event"] == "final"]
     best = next(event["best"] for event in events if event["event"] == "end")
-    return Method(config.base, best, tuple(values[alone(config)]), tuple(found))
+    by_itself = tuple(value for event, value in finals if event["row"] == alone(config))
+    added = tuple(value for event, value in finals if event["text"] == best and event["gamma"] is None)
+    return Method(config.base, best, by_itself, added)
 
 
 def corrected(methods: Sequence[Method]) -> list[Method]:

@@ -20,11 +20,12 @@ def test_p_is_scipys_paired_t_after_holm():
 
 
 def journal(folder, base, rows):
+    """Finals of a search whose winner is also the simplest, so that it is told under that name."""
     folder.mkdir()
     (folder / "config.toml").write_text(make_config({"base": base}).to_toml())
     events = [
-        {"event": "final", "row": row, "metrics": {} if value is None else {"accuracy": value}}
-        for row, values in rows.items()
+        {"event": "final", "row": row, "text": text, "gamma": gamma, "metrics": {} if value is None else {"accuracy": value}}
+        for row, (text, gamma, values) in rows.items()
         for value in values
     ]
     events.append({"event": "end", "best": "x"})
@@ -33,9 +34,14 @@ def journal(folder, base, rows):
 
 
 def test_a_method_is_read_from_the_finals_of_its_search(tmp_path):
-    run = journal(tmp_path / "run", "kd", {"evolved": [90, 91, None], "kd alone": [88, 90, 87], "plain, equal steps": [1, 2, 3]})
-    found = method_of(run)
-    assert (found.name, found.alone, found.gaps) == ("kd", (88, 90, 87), [2, 1])
+    rows = {
+        "evolved, simplest within 1σ": ("x", None, [90, 91, None]),
+        "kd alone": ("0.9*kl(logits, tau=4)", None, [88, 90, 87]),
+        "KD (τ=4), as published": ("0.9*kl(logits, tau=4)", 0.1, [1, 2, 3]),
+        "plain, equal steps": (None, 1.0, [1, 2, 3]),
+    }
+    found = method_of(journal(tmp_path / "run", "kd", rows))
+    assert (found.name, found.text, found.alone, found.gaps) == ("kd", "x", (88, 90, 87), [2, 1])
 
 
 def test_failed_trainings_are_not_in_the_table(tmp_path):
