@@ -104,7 +104,7 @@ def compare_bases(
 
 
 def method_of(run: Path) -> Method:
-    """A method from the finals of its search. A loss that stands in two rows was trained once and is told in one, so it is found by its text."""
+    """A method from the finals of its search, by text: a loss that stands in two rows was trained once and is told in one."""
     config, events = read_config(run / "config.toml"), read_events(run)
     finals = [(e, e["metrics"].get("accuracy", math.nan)) for e in events if e["event"] == "final"]
     best = next(event["best"] for event in events if event["event"] == "end")
