@@ -28,15 +28,15 @@ RESAMPLES = 2000
 
 
 def make_plan(
-    values: dict[str, Any], overrides: Sequence[str], teachers: Sequence[str], losses: Sequence[str], seeds: int = 5
+    values: dict[str, Any], overrides: Sequence[str], losses: Sequence[str], teachers: Sequence[str], seeds: int = 5
 ) -> Plan:
     """What is asked for.
 
     Args:
         values: fields of the configuration that all teachers share.
         overrides: likewise, as `key=value`.
-        teachers: names or files.
         losses: known names, texts, loss.json files or folders of finished searches; the first is the one others are compared with.
+        teachers: names or files.
         seeds: fresh ones a row.
 
     Raises:

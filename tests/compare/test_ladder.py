@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from evokd.commands.compare import main
+from evokd.compare import ladder, pairs
 from evokd.compare.ladder import correlation, make_plan
 from evokd.errors import EvokdError
 
@@ -37,10 +39,34 @@ def test_seeds_that_failed_are_left_out_for_all_teachers():
     assert whole == torn
 
 
+def test_the_command_line_names_teachers_and_losses(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(pairs, "train_pairs", lambda plan, terminal, folder: asked.append(plan) or (tmp_path, []))
+    monkeypatch.setattr(ladder, "draw", lambda *given: None)
+    monkeypatch.setattr(ladder, "told", lambda *given: [])
+    main(
+        [
+            "teachers",
+            "--teachers",
+            "resnet8w2, resnet8w4,resnet8w8",
+            "--student",
+            "conv3w8",
+            "--loss",
+            "dist",
+            "--loss",
+            "kd",
+            "--quiet",
+        ]
+    )
+    assert [config.teacher for config in asked[0].configs] == ["resnet8w2", "resnet8w4", "resnet8w8"]
+    assert [row.name for row in asked[0].rows] == ["dist", "kd"]
+    assert {config.student for config in asked[0].configs} == {"conv3w8"}
+
+
 @pytest.mark.parametrize(
     ("teachers", "losses", "seeds", "told"),
     [(["a", "b", "b"], ["kd"], 2, "--teachers"), (["a", "b", "c"], [], 2, "--loss"), (["a", "b", "c"], ["kd"], 1, "--seeds")],
 )
 def test_what_tells_nothing_is_refused(teachers, losses, seeds, told):
     with pytest.raises(EvokdError, match=told):
-        make_plan({}, (), teachers, losses, seeds)
+        make_plan({}, (), losses, teachers, seeds)
