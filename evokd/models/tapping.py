@@ -60,6 +60,11 @@ def plan_taps(network: nn.Module, images: Tensor, paths: Sequence[str] = (), whe
     return TapPlan(features, head, _last_relus(modules, outputs, features))
 
 
+def thirds(depth: int, stages: int = 3) -> list[int]:
+    """Blocks of a transformer of one resolution whose outputs stand for stages: the last of each third, counted from 0."""
+    return sorted({max(round(depth * i / stages), 1) - 1 for i in range(1, stages + 1)})
+
+
 def _last_of_each_size(maps: dict[str, torch.Size]) -> tuple[str, ...]:
     """Containers finish after their parts, so the last module of a size is the outermost one."""
     by_size = {}

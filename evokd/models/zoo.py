@@ -17,9 +17,11 @@ from evokd.errors import EvokdError
 from evokd.models.convnet import ConvNet
 from evokd.models.from_timm import build_timm
 from evokd.models.imagenet_resnet import DEPTHS, ImageNetResNet
+from evokd.models.mobilenet_v1 import MobileNetV1
 from evokd.models.mobilenet_v2 import MobileNetV2
 from evokd.models.resnet import ResNet
 from evokd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from evokd.models.t2t_vit import SIDE, T2TViT
 from evokd.models.vgg import CONVOLUTIONS, VGG
 from evokd.models.wide_resnet import WideResNet
 
@@ -27,12 +29,14 @@ EXAMPLES = "conv3w8, resnet8w4, resnet56, wrn_40_2, torchvision:resnet18, timm:d
 NARROW = 8  # channels; below that channels-last convolutions are not safe
 _CONV = re.compile(r"conv3w(\d+)")
 _RESNET = re.compile(r"resnet(\d+)(?:w(\d+))?")
+_T2T = re.compile(r"t2t_vit_7(?:@(\d+))?")
 
-# The networks of CRD's benchmark by its names, (classes, channels) → network. Its ResNet50 has bottlenecks and four stages; `resnet50`
-# in small letters follows the rule of all `resnetD`: basic blocks, three stages.
+# The networks of CRD's benchmark by its names, and MobileNetV1: (classes, channels) → network. Its ResNet50 has bottlenecks and four
+# stages; `resnet50` in small letters follows the rule of all `resnetD`: basic blocks, three stages.
 NAMED: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet8x4": lambda classes, channels: ResNet(8, 64, classes, channels, stem=32),
     "resnet32x4": lambda classes, channels: ResNet(32, 64, classes, channels, stem=32),
+    "MobileNetV1": MobileNetV1,
     "MobileNetV2": MobileNetV2,
     "ShuffleNetV1": ShuffleNetV1,
     "ShuffleNetV2": ShuffleNetV2,
@@ -46,10 +50,10 @@ def build(spec: str | Callable[[int], nn.Module], classes: int, channels: int, s
     """A freshly initialised network.
 
     Args:
-        spec: `conv3wW` (three plain convolutions),
-            `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, a name in `NAMED`, `torchvision:NAME`,
-            `timm:NAME` or `timm:NAME@32p4` (images of 32×32 pixels in patches of 4×4),
-            or `file.py:callable`; that, or a callable itself, is called with the number of classes.
+        spec: `conv3wW` (three plain convolutions), `resnetD` (D = 6n+2, CIFAR layout) or `resnetDwW` of first-stage width W, a name in
+            `NAMED`, `t2t_vit_7` or `t2t_vit_7@SIDE` (to which images are resized, else 224), `torchvision:NAME`, `timm:NAME` or
+            `timm:NAME@32p4` (images of 32×32 pixels in patches of 4×4), or `file.py:callable`; that, or a callable itself, is called
+            with the number of classes.
         classes: K.
         channels: C of the images.
         seed: of the initialisation; the global generator is left as it was.
@@ -72,14 +76,22 @@ def build(spec: str | Callable[[int], nn.Module], classes: int, channels: int, s
             return _from_space(spec, classes, channels, where)
         if spec in NAMED:
             return NAMED[spec](classes, channels)
+        if found := _T2T.fullmatch(spec):
+            return _t2t_vit(int(found[1] or SIDE), classes, channels, where)
         if (found := _CONV.fullmatch(spec)) and int(found[1]):
             return ConvNet(int(found[1]), classes, channels)
         found = _RESNET.fullmatch(spec)
         if not found or found[2] == "0" or (int(found[1]) - 2) % 6 or not 8 <= int(found[1]) <= 1202:
-            near = get_close_matches(spec, NAMED, n=1, cutoff=0.8)
+            near = get_close_matches(spec, [*NAMED, "t2t_vit_7"], n=1, cutoff=0.8)
             hint = f"did you mean {near[0]!r}?" if near else f"for example {EXAMPLES}"
             raise EvokdError(where, "a network", repr(spec), hint)
         return ResNet(int(found[1]), int(found[2] or 16), classes, channels)
+
+
+def _t2t_vit(side: int, classes: int, channels: int, where: str) -> nn.Module:
+    if side % 16 or not 32 <= side <= 1024:
+        raise EvokdError(where, "t2t_vit_7@SIDE, a multiple of 16 from 32 to 1024", f"@{side}")
+    return T2TViT(classes, channels, side)
 
 
 def _from_torchvision(name: str, classes: int, where: str) -> nn.Module:

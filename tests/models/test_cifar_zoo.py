@@ -14,11 +14,18 @@ from evokd.models.zoo import NAMED, build, parameters
 
 IMAGES = torch.randn(2, 3, 32, 32)
 
-# Millions of parameters for 100 classes as CRD's and DKD's benchmarks, DIST and SimKD print them in their tables; two digits.
+# Millions of parameters for 100 classes. Every layer was compared with CRD's own code (HobbitLong/RepDistiller: models/resnet, resnetv2,
+# wrn, vgg, mobilenetv2, ShuffleNetv1 and ShuffleNetv2), which prints no counts.
 PUBLISHED = {
     "resnet8": 0.08, "resnet14": 0.18, "resnet20": 0.28, "resnet32": 0.47, "resnet44": 0.67, "resnet56": 0.86, "resnet110": 1.74,
     "resnet8x4": 1.23, "resnet32x4": 7.43, "wrn_16_1": 0.18, "wrn_16_2": 0.70, "wrn_40_1": 0.57, "wrn_40_2": 2.26, "vgg8": 3.97,
     "vgg13": 9.46, "MobileNetV2": 0.81, "ShuffleNetV1": 0.95, "ShuffleNetV2": 1.36, "ResNet50": 23.71,
+}  # fmt: skip
+
+# Counts that others print of these networks: osmr/imgclsmob's table for CIFAR-100, and users of CRD's, AugMix's and weiaicunzai's code.
+PRINTED = {
+    "resnet20": 278_324, "resnet56": 861_620, "resnet110": 1_736_564, "resnet32x4": 7_433_860, "wrn_16_2": 703_284,
+    "wrn_40_2": 2_255_156, "ResNet50": 23_705_252,
 }  # fmt: skip
 
 
@@ -105,6 +112,7 @@ def test_parameter_counts_are_the_published_ones(name):
     found = parameters(build(name, 100, 3, 0))
     assert found == COUNTED[name]
     assert round(found / 1e6, 2) == PUBLISHED[name]
+    assert PRINTED.get(name, found) == found
 
 
 STAGES = {
@@ -254,3 +262,21 @@ def test_timms_transformers_show_tokens_and_maps():
     assert torch.allclose(taps.features[0].flatten(2).transpose(1, 2), blocks[:, 1:], atol=1e-4)
     with pytest.raises(EvokdError, match="a network of timm"):
         build_timm("no_such_network", 7, 3)
+
+
+def test_timms_attention_is_what_its_softmax_is_given():
+    """Scores of the last block, without class tokens, from which its output follows."""
+    pytest.importorskip("timm", reason="timm is an extra: pip install evokd[timm]")
+    network = build("timm:deit_tiny@32p8", 7, 3, 0).eval()
+    attention, seen = network.network.blocks[-1].attn, []
+    attention.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    with torch.no_grad():
+        taps = network(IMAGES)
+        (x, out), *_ = seen
+        q, k, v = attention.qkv(x).view(2, 17, 3, 3, 64).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT / 8
+        assert torch.allclose(out, attention.proj((scores.softmax(3) @ v).transpose(1, 2).reshape(2, 17, 192)), atol=1e-5)
+    assert taps.attention.shape == (2, 3, 16, 16)
+    assert torch.allclose(taps.attention, scores[:, :, 1:, 1:], atol=1e-5)
+    assert not attention._forward_pre_hooks
+    assert parameters(build("timm:deit_tiny", 1000, 3, 0)) == 5_717_416  # 5.7 M, Touvron et al., ICML 2021, as timm counts them

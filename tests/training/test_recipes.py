@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from evokd.errors import EvokdError
 from evokd.losses.known import KNOWN
-from evokd.models.zoo import NAMED
+from evokd.models.zoo import NAMED, build, parameters
 from evokd.training.recipes import CRD, GAMMAS, IMAGENET, PAIRS, SLOW, Recipe, read_pair, read_recipe, short
 
 
@@ -110,15 +110,29 @@ def test_what_is_no_recipe_is_refused(name, override, told):
 
 
 def test_the_pairs_are_kd_zeros_by_names_of_the_zoo():
-    cnn = [p for p in PAIRS.values() if not p.student.startswith("timm:")]
-    assert len(cnn) == 8
-    for pair in cnn:
-        for name in (pair.teacher, pair.student):
-            assert name in NAMED or name in ("resnet20", "resnet32", "resnet110")
+    cifar = {name: pair for name, pair in PAIRS.items() if not name.startswith("ResNet")}
+    assert len(cifar) == 10
+    others = {"resnet20", "resnet32", "resnet56", "resnet110", "timm:deit_tiny@32p4", "t2t_vit_7"}
+    for pair in cifar.values():
+        assert {pair.teacher, pair.student} <= set(NAMED) | others
     assert read_pair("resnet32x4-resnet8x4").student == "resnet8x4"
-    for wrong in ("resnet56-t2t_vit_7", "resnet8x4"):
-        with pytest.raises(EvokdError, match="--pair"):
-            read_pair(wrong)
+    with pytest.raises(EvokdError, match="--pair"):
+        read_pair("resnet8x4")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("ResNet34-ResNet18", (21_797_672, 11_689_512)),
+        ("ResNet50-MobileNetV1", (25_557_032, 4_231_976)),
+        ("ResNet50-ResNet18", (25_557_032, 11_689_512)),
+    ],
+)
+def test_the_pairs_of_imagenet_have_torchvisions_counts(name, counts):
+    """As torchvision's table of weights prints them; MobileNetV1 as its paper, 4.2 M."""
+    pair = read_pair(name)
+    with torch.device("meta"):
+        assert tuple(parameters(build(spec, 1000, 3, 0)) for spec in (pair.teacher, pair.student)) == counts
 
 
 def test_published_weights_of_the_cross_entropy_are_for_published_losses():
