@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         "tracking": given.get("tracking_uri"),
         "download": given.get("download", False),
     }
-    from evokd.training.run import read_order, run
+    from evokd.training.order import read_order
+    from evokd.training.run import run
 
     if "resume" in given:
         folder = Path(given["resume"])
@@ -43,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 def order_of(given: dict[str, Any]):
     """The order that options make, checked as far as they go by themselves."""
     from evokd.losses.own import load_operators
+    from evokd.training.order import Order, loss_of
     from evokd.training.recipes import read_pair, read_recipe
-    from evokd.training.run import Order, loss_of
 
     if "pair" in given:
         pair = read_pair(given["pair"])
@@ -114,7 +115,7 @@ def _options() -> argparse.ArgumentParser:
     data.add_argument("--labels", type=int, metavar="N", help="know the labels of only N training images")
     data.add_argument("--whole", action="store_true", help="train on the validation images too, as published figures do")
     run = top.add_argument_group("the run")
-    run.add_argument("--recipe", metavar="R", help="crd-240, imagenet-100ep, or short-N of N epochs")
+    run.add_argument("--recipe", metavar="R", help="crd-240, imagenet-100ep, vit-300, or short-N of N epochs")
     run.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="of the recipe, e.g. -s ema=0.999")
     run.add_argument("--seeds", type=int, metavar="K", help="trainings")
     run.add_argument("--seed", type=int, metavar="N", help="from which those of the trainings derive")

@@ -23,8 +23,8 @@ def train(given: argparse.Namespace) -> int:
     from evokd.models.zoo import build
     from evokd.problem import check_writable, pick_device
     from evokd.report.terminal import Terminal
+    from evokd.training.order import Order, trained_on
     from evokd.training.recipes import read_recipe
-    from evokd.training.run import Order, trained_on
     from evokd.training.seed import FullTraining
 
     recipe = read_recipe(given.recipe, given.network, given.overrides)
@@ -91,8 +91,8 @@ def check(given: argparse.Namespace) -> int:
     from evokd.models.teachers import read_weights, weights_key
     from evokd.models.zoo import parameters
     from evokd.problem import pick_device
+    from evokd.training.order import Order, teacher_of
     from evokd.training.recipes import short
-    from evokd.training.run import Order, teacher_of
     from evokd.training.seed import FullTraining
 
     device, path = pick_device(given.device), Path(given.file)
@@ -149,7 +149,7 @@ def _options() -> argparse.ArgumentParser:
     )
     trains.set_defaults(run=train)
     trains.add_argument("network", metavar="NETWORK", help="by name, such as resnet56 or wrn_40_2")
-    trains.add_argument("--recipe", default="short-30", metavar="R", help="crd-240, imagenet-100ep or short-N")
+    trains.add_argument("--recipe", default="short-30", metavar="R", help="crd-240, imagenet-100ep, vit-300 or short-N")
     trains.add_argument("-s", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     trains.add_argument("--stop", type=int, metavar="N", help="after N epochs of the recipe: an early-stopped teacher (ESKD)")
     trains.add_argument(

@@ -101,6 +101,12 @@ def bank_key(data: Data, teacher: Teacher, plan: TapPlan, protocol: Protocol, po
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def fixed_views(data: Data, count: int, shift: int) -> Tensor:
+    """(V,N,3): `count` views of every training image, the same whoever asks."""
+    draw = np.random.Generator(np.random.PCG64(derive(0, "views", data.key, count, shift)))
+    return draw_views(draw, count * len(data.train), shift, data.flip).view(count, len(data.train), 3)
+
+
 def write_bank(
     folder: Path,
     data: Data,
@@ -122,9 +128,7 @@ def write_bank(
         split = getattr(data, name)
         np.save(part / f"{name}_images.npy", split.images)
         np.save(part / f"{name}_labels.npy", split.labels)
-    draw = np.random.Generator(np.random.PCG64(derive(0, "views", data.key, protocol.views, protocol.shift)))
-    count = len(data.train)
-    views = draw_views(draw, protocol.views * count, protocol.shift, data.flip).view(protocol.views, count, 3)
+    views = fixed_views(data, protocol.views, protocol.shift)
     np.save(part / "views.npy", views.numpy())
     positions = [p for p in positions if p != "teacher_head"]  # the embedding through the head, which is kept whole
     with Tapped(teacher.network, plan) as tapped:

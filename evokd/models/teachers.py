@@ -227,7 +227,7 @@ def write_weights(path: Path, network: nn.Module, card: dict[str, str]) -> None:
 def _check_classes(network: nn.Module, data: Data, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     try:
         with torch.no_grad():
-            out = network.eval()(normalised(torch.from_numpy(data.train.images[:2]), mean, std))
+            out = logits_of(network.eval(), normalised(torch.from_numpy(data.train.images[:2]), mean, std))
     except RuntimeError as error:
         raise EvokdError("--teacher", f"a network for images of shape {data.shape}", str(error).splitlines()[0][:80]) from None
     if out.ndim != 2 or out.shape[1] != data.classes:

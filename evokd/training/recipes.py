@@ -30,7 +30,9 @@ class Recipe:
         schedule: steps, cosine or one-cycle.
         milestones: epochs after which `steps` multiplies the rate.
         factor: by which it does.
+        floor: share of the rate at which `cosine` ends.
         warmup: epochs of a linear start.
+        optimizer: sgd or adamw.
         momentum: of SGD.
         nesterov: whether its momentum looks ahead.
         weight_decay: of the student; connectors of a loss have none.
@@ -39,6 +41,7 @@ class Recipe:
         crop: shift (zeros at the edge) or resized (random resized crops).
         shift: greatest shift in pixels; None is an eighth of the side.
         flip: mirror images where the data set says that this is natural.
+        views: fixed views of each image, on which the teacher is recorded once and replayed; 0 draws them anew and runs it live.
         smoothing: of labels, in the cross-entropy.
         ema: decay of averaged weights, which are then what is measured; 0 is none.
         mixed: bfloat16 where the device is a GPU.
@@ -53,7 +56,9 @@ class Recipe:
     schedule: str = "steps"
     milestones: tuple[int, ...] = ()
     factor: float = 0.1
+    floor: float = 0.0
     warmup: int = 0
+    optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -62,6 +67,7 @@ class Recipe:
     crop: str = "shift"
     shift: int | None = None
     flip: bool = True
+    views: int = 0
     smoothing: float = 0.0
     ema: float = 0.0
     mixed: bool = False
@@ -75,7 +81,7 @@ class Recipe:
         if self.schedule == "steps":
             return slow * self.lr * self.factor ** sum(epoch >= m for m in self.milestones)
         if self.schedule == "cosine":
-            return slow * self.lr * (1 + cos(pi * step / total)) / 2
+            return slow * _between(self.lr, self.floor * self.lr, step / total)
         return slow * self._one_cycle(step, total)
 
     def _one_cycle(self, step: int, total: int) -> float:
@@ -100,8 +106,13 @@ IMAGENET = Recipe(
     "imagenet-100ep", 100, batch=256, lr=0.1, milestones=(30, 60, 90), weight_decay=1e-4, crop="resized", mixed=True,
     channels_last=True,
 )  # fmt: skip
+# Transformers on CIFAR-100 as Li et al. (ECCV 2022) train DeiT-Ti and T2T-ViT-7, without their drop path and strong augmentation.
+TRANSFORMER = Recipe(
+    "vit-300", 300, batch=128, lr=5e-4, schedule="cosine", floor=0.01, warmup=20, optimizer="adamw", weight_decay=0.05, decay_all=False
+)  # fmt: skip
+FIXED = {recipe.name: recipe for recipe in (CRD, IMAGENET, TRANSFORMER)}
 _SHORT = re.compile(r"short-(\d{1,4})")
-NAMES = ("crd-240", "imagenet-100ep", "short-N")
+NAMES = (*FIXED, "short-N")
 
 
 def short(epochs: int) -> Recipe:
@@ -115,7 +126,7 @@ def read_recipe(name: str, student: str = "", overrides: Iterable[str] = ()) -> 
     """A recipe by name, for a student, with fields changed.
 
     Args:
-        name: crd-240, imagenet-100ep, or short-N of N epochs.
+        name: crd-240, imagenet-100ep, vit-300, or short-N of N epochs.
         student: network spec; crd-240 is slower for some.
         overrides: `key=value`, such as `lr=0.02`.
 
@@ -125,10 +136,8 @@ def read_recipe(name: str, student: str = "", overrides: Iterable[str] = ()) -> 
     found = _SHORT.fullmatch(name)
     if found and int(found[1]):
         recipe = short(int(found[1]))
-    elif name == CRD.name:
-        recipe = replace(CRD, lr=0.01) if student in SLOW else CRD
-    elif name == IMAGENET.name:
-        recipe = IMAGENET
+    elif name in FIXED:
+        recipe = replace(CRD, lr=0.01) if name == CRD.name and student in SLOW else FIXED[name]
     else:
         raise unknown("--recipe", "a recipe", name, NAMES)
     changes = dict(_read(text) for text in overrides)
@@ -146,14 +155,15 @@ def _read(text: str) -> tuple[str, Any]:
 
 
 _LIMITS: dict[str, tuple[float, float]] = {
-    "epochs": (1, 10_000), "batch": (2, 1 << 16), "lr": (1e-8, 100), "factor": (0, 1), "warmup": (0, 10_000), "momentum": (0, 0.9999),
-    "weight_decay": (0, 10), "clip": (0, 1e9), "shift": (0, 1000), "smoothing": (0, 0.99), "ema": (0, 0.99999), "look": (1, 10_000),
+    "epochs": (1, 10_000), "batch": (2, 1 << 16), "lr": (1e-8, 100), "factor": (0, 1), "floor": (0, 1), "warmup": (0, 10_000),
+    "momentum": (0, 0.9999), "weight_decay": (0, 10), "clip": (0, 1e9), "shift": (0, 1000), "views": (0, 1000), "smoothing": (0, 0.99),
+    "ema": (0, 0.99999), "look": (1, 10_000),
 }  # fmt: skip
 _CALLED = {
     "tuple[int, ...]": "whole numbers, such as [150, 180]", "int": "a whole number", "float": "a number", "bool": "true or false",
     "str": "a word", "int | None": "a whole number",
 }  # fmt: skip
-_WORDS = {"schedule": SCHEDULES, "crop": ("shift", "resized")}
+_WORDS = {"schedule": SCHEDULES, "crop": ("shift", "resized"), "optimizer": ("sgd", "adamw")}
 
 
 def recipe_of(values: dict[str, Any], where: str) -> Recipe:
@@ -174,6 +184,8 @@ def recipe_of(values: dict[str, Any], where: str) -> Recipe:
     recipe = Recipe(**values)
     if recipe.nesterov and not recipe.momentum:
         raise EvokdError(f"{where} nesterov", "momentum above 0", "0", "-s nesterov=false")
+    if recipe.views and recipe.crop != "shift":
+        raise EvokdError(f"{where} views", f"0 with crop={recipe.crop}, for fixed views are shifts", str(recipe.views))
     return recipe
 
 

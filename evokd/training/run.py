@@ -7,216 +7,37 @@ had come to. Nothing is chosen here: every figure is told on test, after the las
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
 from evokd.checkpoint import write_whole
-from evokd.data import Data, Split, read_data
 from evokd.errors import EvokdError
 from evokd.evaluate.distill import DivergedError
-from evokd.export import read_loss
 from evokd.finals import interval
 from evokd.folder import commit, fresh
-from evokd.genome.individual import content_key
 from evokd.journal import Journal, read_events
-from evokd.losses.known import KNOWN
-from evokd.losses.language import parse_loss, write_loss
-from evokd.losses.own import load_operators
-from evokd.losses.program import compile_loss
-from evokd.losses.taps import Taps
 from evokd.memory import machine
-from evokd.models.tapping import Tapped, TapPlan, plan_taps
-from evokd.models.teachers import Teacher, card_of, load_teacher, weights_key, write_weights
-from evokd.models.views import normalised
-from evokd.models.zoo import build, parameters
+from evokd.models.teachers import card_of, write_weights
 from evokd.problem import check_writable, pick_device
 from evokd.report.terminal import Terminal
 from evokd.run import evaluation_seeds
 from evokd.tracker import Tracker, tracking_uri
-from evokd.training.recipes import GAMMAS, Recipe, recipe_of
-from evokd.training.seed import FullTraining, Say, Trained
+from evokd.training.order import Opened, Order, open_order
+from evokd.training.recipes import Recipe
+from evokd.training.seed import Trained
 
 ROWS = {  # figure → how the closing table calls it
     "top1": "top-1 %, last epoch", "top5": "top-5 %, last epoch", "best_top1": "top-1 %, best epoch", "best_top5": "top-5 % there",
     "ece": "calibration error %", "ce": "cross-entropy, nats", "agreement": "agreement with teacher %", "cka": "CKA with teacher",
     "sharpness_gap": "sharpness gap, nats", "seconds": "seconds",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is trained, as plain data.
-
-    Attributes:
-        data: name or path.
-        student: network spec.
-        recipe: how it is trained.
-        teacher: network spec or weights; empty for none.
-        loss: text of the distillation loss; empty for plain training.
-        gamma: weight of the cross-entropy.
-        seed: from which the seeds of the trainings derive.
-        transfer: training images used; 0 is all.
-        labels: training images whose label is known; None is all.
-        whole: train on the validation images too, as published figures do.
-        teacher_taps: module paths of its stages.
-        student_taps: likewise.
-        operators: users' own, path.py:function.
-        teacher_epochs: of a teacher that is trained because it is only named.
-    """
-
-    data: str
-    student: str
-    recipe: Recipe
-    teacher: str = ""
-    loss: str = ""
-    gamma: float = 1.0
-    seed: int = 0
-    transfer: int = 0
-    labels: int | None = None
-    whole: bool = False
-    teacher_taps: tuple[str, ...] = ()
-    student_taps: tuple[str, ...] = ()
-    operators: tuple[str, ...] = ()
-    teacher_epochs: int = 40
-
-    def text(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-
-    def hash(self) -> str:
-        return hashlib.sha256(self.text().encode()).hexdigest()[:12]
-
-
-def read_order(folder: Path) -> Order:
-    """Raises EvokdError for a folder without a sound order.json."""
-    path = folder / "order.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values["recipe"] = recipe_of(values["recipe"], str(path))
-        known = {f.name: f for f in fields(Order)}
-        if odd := set(values) - set(known):
-            raise ValueError(f"an unknown {sorted(odd)[0]}")
-        return Order(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvokdError("--resume", "a run of evokd distill, with order.json", f"{folder} ({str(error)[:60]})") from None
-
-
-def loss_of(spec: str, gamma: float | None) -> tuple[str, float]:
-    """(text, weight of the cross-entropy) of a loss by known name, text or loss.json; `none` is an empty text.
-
-    Args:
-        spec: as given.
-        gamma: as given; None for what an exported loss was found with, or a published one is used with, or 1.
-
-    Raises:
-        EvokdError: no such loss.
-    """
-    if spec == "none":
-        return "", 1.0 if gamma is None else gamma
-    text = write_loss(read_loss(spec))
-    if gamma is None and spec.endswith(".json"):
-        told = json.loads(Path(spec).read_text(encoding="utf-8")).get("gamma")
-        gamma = float(told) if isinstance(told, int | float) and math.isfinite(told) else None
-    return text, GAMMAS.get(spec if spec in KNOWN else "", 1.0) if gamma is None else gamma
-
-
-@dataclass(frozen=True)
-class Opened:
-    """An order whose every part was found to fit.
-
-    Attributes:
-        order: as given.
-        training: what seeds are trained by.
-        data: as trained on.
-        teacher: None for none.
-        card: figures of the pair.
-    """
-
-    order: Order
-    training: FullTraining
-    data: Data
-    teacher: Teacher | None
-    card: dict[str, Any]
-
-
-def open_order(order: Order, out: Path, device: str, say: Say, *, download: bool = False) -> Opened:
-    """Data, teacher, student and loss checked against each other.
-
-    Raises:
-        EvokdError: anything that cannot work: a loss that reads what the pair does not show, other classes, a file that is torn, ….
-    """
-    torch.set_num_threads(1)  # two change the bits
-    own = load_operators(order.operators)
-    if order.loss and not order.teacher:
-        raise EvokdError("--teacher", "a teacher, for a loss that compares with it", "none", "or train plainly with --loss none")
-    if not order.loss and not order.gamma:
-        raise EvokdError("--gamma", "above 0 without a distillation loss", "0")
-    source = read_data(order.data, download)
-    teacher = teacher_of(order, source, out, say, device) if order.teacher else None
-    data = trained_on(source, order)
-    network = build(order.student, data.classes, data.shape[0], 0)
-    tree = parse_loss(order.loss) if order.loss else None
-    plans = _plans(order, data, network, teacher, tree)
-    training = FullTraining(
-        data, order.student, order.recipe, loss=tree, gamma=order.gamma, teacher=teacher, plans=plans, device=device,
-        noise=content_key(order.loss or "plain"),
-    )  # fmt: skip
-    card = {
-        "data": source.name, "images": len(data.train), "labels": int((data.train.labels >= 0).sum()), "test": len(data.test),
-        "student_parameters": parameters(network), "data_key": data.key, "student_key": weights_key(network),
-        "operators_key": own, "order_key": order.hash(),
-        "teacher_key": teacher.key if teacher else "", "teacher_parameters": parameters(teacher.network) if teacher else 0,
-    }  # fmt: skip
-    return Opened(order, training, data, teacher, card)
-
-
-def teacher_of(order: Order, data: Data, out: Path, say: Say, device: str) -> Teacher:
-    """The teacher; weights in a file are not measured on validation, which is asked nothing here."""
-    weights = order.teacher.endswith(".safetensors")
-    part = replace(data, validation=data.validation.take(slice(0, 2))) if weights else data
-    return load_teacher(order.teacher, part, out / "cache", order.teacher_epochs, say, device)
-
-
-def trained_on(data: Data, order: Order) -> Data:
-    """The training images of an order."""
-    if order.whole:
-        joined = (
-            np.concatenate([getattr(part, name) for part in (data.train, data.validation)]) for name in ("images", "labels")
-        )
-        data = replace(data, train=Split(*joined))
-    return data.with_transfer(order.transfer).with_labels(order.labels)
-
-
-def _plans(order: Order, data: Data, network, teacher: Teacher | None, tree: Sequence | None) -> tuple[TapPlan, TapPlan] | None:
-    """Taps of both, after the loss was compiled once for what they show; hooks before ReLUs only where it reads there."""
-    mean, std = (teacher.mean, teacher.std) if teacher else (data.mean, data.std)
-    images = normalised(torch.from_numpy(data.train.images[:2]), mean, std)
-    student = plan_taps(network, images, order.student_taps, "--student-taps" if order.student_taps else "--student")
-    shown = _shown(network, student, images)
-    if shown.logits.shape[1:] != (data.classes,):
-        got = "×".join(map(str, shown.logits.shape[1:]))
-        raise EvokdError("--student", f"{data.classes} classes, as {data.name} has", got)
-    if teacher is None or tree is None:
-        return None
-    plan = plan_taps(teacher.network, images, order.teacher_taps, "--teacher-taps" if order.teacher_taps else "--teacher")
-    needs = compile_loss(tree, shown, _shown(teacher.network, plan, images)).needs
-    early = any(position.startswith("pre_relu") for position in needs)
-    return (student, plan) if early else (replace(student, pre_relu=()), replace(plan, pre_relu=()))
-
-
-def _shown(network, plan: TapPlan, images: torch.Tensor) -> Taps:
-    with Tapped(network.eval(), plan) as tapped, torch.no_grad():
-        return tapped(images)
 
 
 def run(
@@ -311,10 +132,10 @@ class _Session:
         return {**versions, "commit": commit(), "machine": machine(self.opened.training.device)}
 
     def heading(self) -> list[str]:
-        card, order = self.opened.card, self.order
-        teacher = (
-            f" · teacher {self.opened.teacher.name} ({card['teacher_parameters']:,} parameters)" if self.opened.teacher else ""
-        )
+        card, order, teacher = self.opened.card, self.order, ""
+        if self.opened.teacher:
+            replayed = f", replayed on {order.recipe.views} views" if self.opened.training.bank else ""
+            teacher = f" · teacher {self.opened.teacher.name} ({card['teacher_parameters']:,} parameters{replayed})"
         labels = "" if card["labels"] == card["images"] else f", {card['labels']} labelled"
         told = {f.name: getattr(order.recipe, f.name) for f in fields(Recipe)}
         plain = {f.name: f.default for f in fields(Recipe) if f.name not in ("name", "epochs", "batch", "lr", "schedule")}
@@ -376,7 +197,7 @@ class _Session:
             "diverged": len(rows) - len(sound),
             "figures": summarised([row["metrics"] for row in sound]),
         }
-        summary["teacher"] = self.teacher_figures()
+        summary["teacher"] = self.opened.training.teacher_told()
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         write_seeds(self.folder / "seeds.csv", rows)
         self.terminal.done()
@@ -388,11 +209,6 @@ class _Session:
             self.tracker.files([self.folder / "summary.json", self.folder / "seeds.csv"])
             means = {name: figure["mean"] for name, figure in summary["figures"].items()}
             self.tracker.finish("FINISHED", means, {"evokd.state": "finished"})
-
-    def teacher_figures(self) -> dict[str, float]:
-        if self.opened.teacher is None:
-            return {}
-        return self.opened.training.told(self.opened.teacher.network)
 
 
 def summarised(metrics: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

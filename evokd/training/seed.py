@@ -7,11 +7,11 @@ that goes on from its checkpoint draws what an undisturbed one draws. On a CPU (
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evokd.data import Data, Split
-from evokd.errors import EvokdError
+from evokd.evaluate.bank import Bank, fixed_views
 from evokd.evaluate.distill import DivergedError
 from evokd.evaluate.fitness import measure
 from evokd.losses.program import DistillLoss, compile_loss
@@ -30,10 +30,11 @@ from evokd.models.teachers import Teacher
 from evokd.models.views import augmented, centre, cropped, draw_crops, draw_views, normalised
 from evokd.models.zoo import build, layout_of
 from evokd.streams import derive
+from evokd.training.figures import best_of, calibration_error, top
 from evokd.training.recipes import Recipe
+from evokd.training.state import State
 
 CHUNK = 500  # images at once where nothing is trained
-BINS = 15  # of the calibration error
 Say = Callable[[str], None]
 
 
@@ -65,20 +66,23 @@ class FullTraining:
         plans: taps of student and teacher, where there is a loss.
         device: cpu or cuda.
         noise: key of the loss, for its own draws.
+        bank: the teacher's taps on the recipe's fixed views; without one it runs live.
     """
 
     def __init__(
         self, data: Data, student, recipe: Recipe, *, loss: Sequence | None = None, gamma: float = 1.0, teacher: Teacher | None = None,
-        plans: tuple[TapPlan, TapPlan] | None = None, device: str = "cpu", noise: str = "",
+        plans: tuple[TapPlan, TapPlan] | None = None, device: str = "cpu", noise: str = "", bank: Bank | None = None,
     ) -> None:  # fmt: skip
         torch.set_num_threads(1)  # two change the bits
         self.data, self.student, self.recipe, self.loss, self.gamma = data, student, recipe, loss, gamma
-        self.teacher, self.plans, self.device, self.noise = teacher, plans, device, noise
+        self.teacher, self.plans, self.device, self.noise, self.bank = teacher, plans, device, noise, bank
         self.mean, self.std = (teacher.mean, teacher.std) if teacher else (data.mean, data.std)
         self.images, self.labels = (torch.from_numpy(array).to(device) for array in (data.train.images, data.train.labels))
         self.format = layout_of(build(student, data.classes, data.shape[0], 0), recipe.channels_last, device)
         side = data.shape[1]
         self.shift = max(1, side // 8) if recipe.shift is None else recipe.shift
+        self.views = fixed_views(data, recipe.views, self.shift).to(device) if recipe.views else None
+        self.half = recipe.mixed and device != "cpu"
         self.size = max(round(0.875 * min(data.shape[1:])), 1)  # of resized crops, 224 of 256
         if teacher:
             teacher.network.to(device, memory_format=self.format)
@@ -147,12 +151,14 @@ class FullTraining:
         start = time.perf_counter()
         noise = torch.Generator(self.device).manual_seed(derive(state.seed, "noise", self.noise, epoch))
         sums = torch.zeros(2, device=self.device)
+        chosen = self._chosen(state.seed, epoch)
         state.network.train()
         for step, (index, images) in enumerate(self.batches(state.seed, epoch), epoch * self.steps):
             rate = self.recipe.rate(step, self.steps)
             for group in state.optimiser.param_groups:
                 group["lr"] = rate
-            sums += self._step(state, images, index, step / (self.recipe.epochs * self.steps), noise)
+            view = None if chosen is None else chosen[index]
+            sums += self._step(state, images, index, view, step / (self.recipe.epochs * self.steps), noise)
         ce, distill = (sums / self.steps).tolist()
         if not np.isfinite(ce + distill):
             raise DivergedError(f"loss {ce + distill} in epoch {epoch + 1}")
@@ -162,13 +168,14 @@ class FullTraining:
         logits, labels = self.logits(network), torch.from_numpy(self.data.test.labels)
         return {f"top{k}": top(logits, labels, k) for k in (1, 5)}
 
-    def _step(self, state: State, images: Tensor, index: Tensor, progress: float, noise: torch.Generator) -> Tensor:
+    def _step(
+        self, state: State, images: Tensor, index: Tensor, view: Tensor | None, progress: float, noise: torch.Generator
+    ) -> Tensor:
         """One step of the optimiser; cross-entropy and distillation loss (2,)."""
         labels, whole = self.labels[index], torch.float32
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.recipe.mixed and self.device != "cpu"):
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
             taps = state.tapped(images) if state.tapped else Taps(logits_of(state.network, images))
-            with torch.no_grad():
-                shown = state.live(images) if state.live else None
+            shown = self._taught(state, images, index, view)
         taps = taps.map(lambda tap: tap.to(whole))
         hard = hard_loss(taps.logits, labels, self.recipe.smoothing) if self.gamma else taps.logits.new_zeros(())
         soft = taps.logits.new_zeros(())
@@ -182,6 +189,20 @@ class FullTraining:
         state.average()
         return torch.stack([hard.detach(), soft.detach()])
 
+    @torch.no_grad()
+    def _taught(self, state: State, images: Tensor, index: Tensor, view: Tensor | None) -> Taps | None:
+        """What the teacher shows of a batch, recorded or live; None without a loss."""
+        if state.live is None:
+            return None
+        return self.bank.teacher_taps(index, view) if self.bank else state.live(images)
+
+    def _chosen(self, seed: int, epoch: int) -> Tensor | None:
+        """(N,): in which of its fixed views an epoch shows each image."""
+        if self.views is None:
+            return None
+        draw = np.random.Generator(np.random.PCG64(derive(seed, "full views", epoch)))
+        return torch.from_numpy(draw.integers(0, self.recipe.views, len(self.labels))).to(self.device)
+
     def batches(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(indices, normalised augmented images) of one epoch, from the seed alone; every image once."""
         draw = np.random.Generator(np.random.PCG64(derive(seed, "full", epoch)))
@@ -189,10 +210,12 @@ class FullTraining:
         order = torch.from_numpy(draw.permutation(count)).to(self.device)
         resized = self.recipe.crop == "resized"
         views = (draw_crops(draw, count, flip) if resized else draw_views(draw, count, self.shift, flip)).to(self.device)
+        chosen = self._chosen(seed, epoch)
+        views = views if chosen is None else self.views[chosen[order], order]
         for at in self._starts():
             index, view = (values[at : at + self.recipe.batch] for values in (order, views))
             images = cropped(self.images[index], view, self.size) if resized else augmented(self.images[index], view, self.shift)
-            yield index, normalised(images, self.mean, self.std).contiguous(memory_format=self.format)
+            yield index, normalised(images, self.mean, self.std).clone(memory_format=self.format)  # also of one channel
 
     def view(self, images: Tensor) -> Tensor:
         """Bytes (N,C,H,W) as they are seen where nothing is drawn: normalised, and the middle alone where crops are resized."""
@@ -217,135 +240,31 @@ class FullTraining:
 
     def told(self, network: nn.Module) -> dict[str, float]:
         """Top-1, top-5 and calibration error on test, %, of any network that takes these images."""
-        labels, logits = torch.from_numpy(self.data.test.labels), self.logits(network)
+        return self._told(self.logits(network))
+
+    def _told(self, logits: Tensor) -> dict[str, float]:
+        labels = torch.from_numpy(self.data.test.labels)
         return {"top1": top(logits, labels, 1), "top5": top(logits, labels, 5), "ece": calibration_error(logits, labels)}
+
+    @cached_property
+    def shown(self) -> Tensor:
+        """The teacher's logits (N,K) on test."""
+        return self.bank.logits["test"].cpu() if self.bank else self.logits(self.teacher.network)
+
+    def teacher_told(self) -> dict[str, float]:
+        """The same figures of the teacher; nothing without one."""
+        return self._told(self.shown) if self.teacher else {}
 
     def examine(self, network: nn.Module) -> dict[str, float]:
         """Figures on test: top1, top5, ece (%), ce (nats), and of the likeness to the teacher agreement (%), cka, sharpness_gap (nats)."""
         labels, logits = torch.from_numpy(self.data.test.labels), self.logits(network)
-        figures = {"top1": top(logits, labels, 1), "top5": top(logits, labels, 5), "ece": calibration_error(logits, labels)}
-        figures["ce"] = F.cross_entropy(logits, labels).item()
+        figures = self._told(logits) | {"ce": F.cross_entropy(logits, labels).item()}
         if self.teacher is None:
             return figures
-        if not hasattr(self, "_shown"):
-            self._shown = self.logits(self.teacher.network)
-        alike = measure(logits, self._shown, labels)
+        alike = measure(logits, self.shown, labels)
         return figures | {name: alike[name] for name in ("agreement", "cka", "sharpness_gap")}
-
-
-@dataclass
-class State:
-    """All that changes in a training; what a checkpoint holds."""
-
-    seed: int
-    recipe: Recipe
-    network: nn.Module
-    averaged: nn.Module | None
-    loss: DistillLoss | None
-    tapped: Tapped | None
-    live: Tapped | None
-
-    def __post_init__(self) -> None:
-        recipe, own = self.recipe, list(self.network.parameters())
-        decayed = [w for w in own if recipe.decay_all or w.dim() > 1]
-        free = [w for w in own if not recipe.decay_all and w.dim() <= 1]
-        free += [w for w in self.loss.parameters() if w.requires_grad] if self.loss is not None else []
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-        self.weights = decayed + free
-        self.optimiser = torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
-
-    @property
-    def measured(self) -> nn.Module:
-        """The network that figures are of."""
-        return self.averaged if self.averaged is not None else self.network
-
-    @torch.no_grad()
-    def average(self) -> None:
-        """Exponential moving average of the weights; the statistics of batch norm are those of now."""
-        if self.averaged is None:
-            return
-        for mean, now in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(now, 1 - self.recipe.ema)
-        for mean, now in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
-            mean.copy_(now)
-
-    @property
-    def _modules(self) -> dict[str, nn.Module]:
-        named = {"student": self.network, "averaged": self.averaged, "loss": self.loss}
-        return {name: module for name, module in named.items() if module is not None}
-
-    def save(self, path: Path, rows: list[dict[str, float]]) -> None:
-        """Weights, momenta and rows in one safetensors file, written whole or not at all."""
-        from safetensors.torch import save_file
-
-        found = {f"{name}.{key}": value for name, module in self._modules.items() for key, value in module.state_dict().items()}
-        for number, slots in self.optimiser.state_dict()["state"].items():
-            found |= {f"optimiser.{number}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
-        part = path.with_suffix(".part")
-        card = {"seed": str(self.seed), "rows": json.dumps(rows)}
-        save_file(
-            {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in found.items()}, part, card
-        )
-        part.replace(path)
-
-    def load(self, path: Path) -> list[dict[str, float]]:
-        """The rows of a checkpoint, after its weights and momenta were taken over.
-
-        Raises:
-            EvokdError: a torn file, or one of another training.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        hint = "delete it; this seed begins anew"
-        try:
-            with safe_open(path, "pt") as file:
-                found, card = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
-            rows = json.loads(card["rows"])
-            if card["seed"] != str(self.seed):
-                raise ValueError(f"seed {card['seed']}")
-            for name, module in self._modules.items():
-                module.load_state_dict(_under(found, name))
-        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise EvokdError(str(path), "a whole checkpoint of this training", str(error).splitlines()[0][:80], hint) from None
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(found, "optimiser").items():
-            number, _, slot = key.partition(".")
-            slots.setdefault(int(number), {})[slot] = value
-        self.optimiser.load_state_dict({"state": slots, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        return rows
-
-
-def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def hard_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy (N,K), (N,) averaged over the whole batch: unknown labels (−1) count as zero."""
     return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum", label_smoothing=smoothing) / len(labels)
-
-
-def top(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Per cent of rows (N,K) whose label (N,) is among the k greatest logits; all count where there are fewer classes."""
-    best = logits.topk(min(k, logits.shape[1]), 1).indices
-    return 100 * int((best == labels[:, None]).any(1).sum()) / len(labels)
-
-
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error, % (Guo et al., ICML 2017, eq. 3): |accuracy − confidence| in bins of equal width, weighed by size.
-
-    Args:
-        logits: (N,K).
-        labels: (N,).
-        bins: (0, 1/bins], …
-    """
-    sure, decided = logits.double().softmax(1).max(1)
-    right = (decided == labels).double()
-    place = (sure * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - sure)
-    return 100 * gaps.abs().sum().item() / len(labels)
-
-
-def best_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The epoch of the best top-1 on test, as papers report it: chosen on what it is told on, so that it flatters."""
-    best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"])
-    return {"best_top1": best["top1"], "best_top5": best["top5"], "best_epoch": best["epoch"]}

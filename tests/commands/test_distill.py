@@ -16,8 +16,9 @@ from evokd.export import FORMAT
 from evokd.journal import read_events, without_clock
 from evokd.models.resnet import ResNet
 from evokd.models.teachers import accuracy, load_teacher, read_weights, write_weights
+from evokd.training.order import Order, loss_of, read_order, trained_on
 from evokd.training.recipes import short
-from evokd.training.run import Order, loss_of, read_order, summarised, table, trained_on
+from evokd.training.run import summarised, table
 
 GIVEN = ["--student", "resnet8w4", "--recipe", "short-2", "--tracking-uri", "none", "--device", "cpu", "--quiet"]
 
@@ -71,7 +72,7 @@ def test_a_run_keeps_every_seed_its_weights_and_its_figures(whole, digits):
 
 def test_a_run_that_was_killed_goes_on_to_the_same_figures(home, whole, tmp_path, monkeypatch):
     """Killed after the first epoch of the second seed."""
-    from evokd.training.seed import State
+    from evokd.training.state import State
 
     save, count = State.save, []
 

@@ -60,6 +60,16 @@ def test_short_is_pytorchs_one_cycle(epochs, steps):
     assert rates(recipe, steps) == pytest.approx(published, rel=1e-9)
 
 
+def test_transformers_are_trained_as_by_li_et_al():
+    """tiny-transformers' settings: AdamW, 5e-4 to 5e-6 by a cosine over 300 epochs, 20 of them a linear start, batch 128, decay 0.05."""
+    vit = read_recipe("vit-300", "t2t_vit_7")
+    assert (vit.epochs, vit.batch, vit.optimizer, vit.weight_decay, vit.decay_all) == (300, 128, "adamw", 0.05, False)
+    found = rates(vit, 1)
+    assert found[0] < 5e-4 / 19
+    assert max(found) < 5e-4
+    assert vit.rate(300 * 1000 - 1, 1000) == pytest.approx(5e-6, rel=1e-3)
+
+
 def test_cosine_falls_from_the_rate_to_nought_behind_a_linear_start():
     recipe = Recipe("own", 10, lr=2.0, schedule="cosine", warmup=2)
     found = rates(recipe, 5)
@@ -100,6 +110,8 @@ def test_fields_may_be_changed():
         ("short-5", "crop=random", "-s crop"),
         ("short-5", "batch=1", "-s batch: expected 2 to"),
         ("short-5", "momentum=0", "-s nesterov"),
+        ("short-5", "optimizer=lion", "-s optimizer"),
+        ("imagenet-100ep", "views=4", "-s views: expected 0 with crop=resized"),
     ],
 )
 def test_what_is_no_recipe_is_refused(name, override, told):
