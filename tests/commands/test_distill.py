@@ -1,6 +1,9 @@
 import json
 import shutil
 import statistics
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +33,7 @@ def home(tmp_path_factory, digits):
     few = digits.with_transfer(200)
     arrays = {"train_x": few.train.images, "train_y": few.train.labels}
     np.savez(folder / "few.npz", **arrays, test_x=digits.test.images[:100], test_y=digits.test.labels[:100])
-    teacher = load_teacher("resnet8w4", few, folder / "cache", 2)
+    teacher = load_teacher("resnet8w8", few, folder / "cache", 2)
     shutil.copy(teacher.path, folder / "teacher.safetensors")
     return folder
 
@@ -94,6 +97,43 @@ def test_a_run_that_was_killed_goes_on_to_the_same_figures(home, whole, tmp_path
     for number in ("0", "1"):
         paths = [each / "seeds" / number / "student.safetensors" for each in (folder, whole)]
         assert paths[0].read_bytes()[-4000:] == paths[1].read_bytes()[-4000:]
+
+
+@pytest.mark.slow
+def test_sigkill_keeps_every_finished_seed(home, whole, tmp_path):
+    """Killed by the system as soon as the first seed is told, gone on with in this process."""
+    options = ["--data", str(home / "few.npz"), "--teacher", str(home / "teacher.safetensors"), "--out", str(tmp_path)]
+    call_it = "import sys; from evokd.commands.distill import main; main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", call_it, *GIVEN, *options, "--loss", "dist", "--seeds", "2"])
+    while not list(tmp_path.glob("*-full-*/seeds/0/student.safetensors")):
+        time.sleep(0.02)
+        assert process.poll() is None
+    time.sleep(0.1)
+    process.kill()
+    process.wait()
+    (folder,) = tmp_path.glob("*-full-*")
+    before = seeds(folder)
+    main(["--resume", str(folder), "--tracking-uri", "none", "--device", "cpu", "--quiet"])
+    assert seeds(folder)[: len(before)] == before
+    assert seeds(folder) == seeds(whole)
+
+
+def test_a_recorded_teacher_gives_the_figures_of_a_live_one(home, tmp_path, monkeypatch, capsys):
+    """The same fixed views, recorded once for all seeds, or seen live where recordings would be too large."""
+    options = [o for o in GIVEN if o != "--quiet"]
+    where = ["--data", str(home / "few.npz"), "--teacher", str(home / "teacher.safetensors"), "-s", "views=2", "--seeds", "2"]
+    for loss in ("kd", "l2(features[-1]) + l2(teacher_head)"):
+        found = []
+        for cap in (1.0, 0.0):
+            monkeypatch.setattr("evokd.training.order.CAP_GIB", cap)
+            main([*options, *where, "--loss", loss, "--out", str(tmp_path / f"{cap}{len(loss)}")])
+            assert ("replayed on 2 views" in capsys.readouterr().out) == (cap > 0)
+            (folder,) = (tmp_path / f"{cap}{len(loss)}").glob("*-full-*")
+            found.append(seeds(folder))
+        for recorded, live in zip(*found, strict=True):
+            pairs = [(recorded["curve"][-1][name], live["curve"][-1][name]) for name in ("ce", "distill")]
+            assert all(a == pytest.approx(b, rel=1e-3) for a, b in pairs)
+            assert recorded["metrics"]["agreement"] == pytest.approx(live["metrics"]["agreement"], abs=1.1)
 
 
 def test_more_seeds_may_be_added_and_those_done_stay(whole, tmp_path, capsys):
@@ -252,7 +292,7 @@ def test_images_of_mixed_sizes_and_an_empty_split_are_one_line(home, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_recipe_for_imagenet_starts_goes_on_and_ends_on_a_folder_of_images(tmp_path):
+def test_the_recipe_for_imagenet_starts_goes_on_and_ends_on_a_folder_of_images(tmp_path, capsys):
     draw = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 3)):
         for label in range(2):
@@ -264,8 +304,10 @@ def test_the_recipe_for_imagenet_starts_goes_on_and_ends_on_a_folder_of_images(t
     main([*given, "--student", "resnet8w4", "--seeds", "1", "--out", str(tmp_path), "--tracking-uri", "none", "--quiet"])
     (folder,) = tmp_path.glob("*-full-d-*")
     assert len(seeds(folder)[0]["curve"]) == 2
-    main(["--resume", str(folder), "--seeds", "2", "--tracking-uri", "none", "--quiet"])
+    main(["--resume", str(folder), "--seeds", "2", "--tracking-uri", "none"])
     assert len(seeds(folder)) == 2
+    assert set(json.loads((folder / "summary.json").read_text())["figures"]) >= {"top1", "top5", "best_top1", "ece", "seconds"}
+    assert "top-1 %, last epoch" in capsys.readouterr().out
 
 
 def test_a_run_does_not_go_on_with_other_data_or_a_broken_order(home, whole, tmp_path):

@@ -160,12 +160,8 @@ def test_a_training_step_is_sgd_on_gamma_ce_plus_the_loss(few, taught):
 def test_every_field_of_the_optimiser_is_obeyed(few, changes):
     """Two steps of plain training against torch's own optimisers, fed by hand."""
     small = replace(few, train=few.train.take(np.arange(32)))
-    recipe = (
-        replace(short(1), batch=16, clip=0.0, momentum=0.0, nesterov=False, lr=0.05, schedule="cosine")
-        if "momentum" not in changes
-        else (replace(short(1), batch=16, clip=0.0, lr=0.05, schedule="cosine"))
-    )
-    recipe = replace(recipe, **changes)
+    plain = {"batch": 16, "clip": 0.0, "lr": 0.05, "schedule": "cosine", "momentum": 0.0, "nesterov": False}
+    recipe = replace(short(1), **plain | changes)
     full = FullTraining(small, "conv3w6", recipe)
     found = full.train(5).network
     network = build("conv3w6", 10, 1, derive(5, "student")).train()
