@@ -199,8 +199,7 @@ def _plans(order: Order, data: Data, network, teacher: Teacher | None, tree: Seq
 
 def _recorded(training: FullTraining, needs: Sequence[str], out: Path, say: Say) -> Bank | None:
     """The teacher's taps on the fixed views, as searches record them; None where they would not fit, so that it runs live."""
-    data, teacher, plan = training.data, training.teacher, training.plans[1]
-    data = replace(data, validation=data.validation.take(slice(0, 2)))  # which is asked nothing here
+    data, teacher, plan = training.seen, training.teacher, training.plans[1]
     protocol = Protocol(views=training.recipe.views, shift=training.shift)
     positions = sorted({"logits", *(("embedding",) if "teacher_head" in needs else ()), *needs} - {"teacher_head"})
     folder = out / "cache" / "banks" / bank_key(data, teacher, plan, protocol, positions)

@@ -301,7 +301,7 @@ def test_the_recipe_for_imagenet_starts_goes_on_and_ends_on_a_folder_of_images(t
                 pixels = draw.integers(0, 120, (16, 16, 3)) + 120 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "d" / split / str(label) / f"{i}.png")
     given = ["--data", str(tmp_path / "d"), "--recipe", "imagenet-100ep", "-s", "epochs=2", "-s", "batch=8", "--loss", "none"]
-    main([*given, "--student", "resnet8w4", "--seeds", "1", "--out", str(tmp_path), "--tracking-uri", "none", "--quiet"])
+    main([*given, "--student", "resnet8w8", "--seeds", "1", "--out", str(tmp_path), "--tracking-uri", "none", "--quiet"])
     (folder,) = tmp_path.glob("*-full-d-*")
     assert len(seeds(folder)[0]["curve"]) == 2
     main(["--resume", str(folder), "--seeds", "2", "--tracking-uri", "none"])
