@@ -102,7 +102,7 @@ def check(given: argparse.Namespace) -> int:
         raise EvokdError("--data", f"the data of {path}, which its card does not name", "none")
     data, recipe = read_data(spec, given.download), short(1)
     teacher = teacher_of(Order(spec, "", recipe, str(path)), data, Path(given.out), lambda line: None, device)
-    training = FullTraining(data, "", recipe, teacher=teacher, device=device)
+    training = FullTraining(data, lambda classes: teacher.network, recipe, teacher=teacher, device=device)
     found, wanted = training.told(teacher.network), _wanted(given.expect, card, path)
     measured = found["top1"]
     print(f"{path}: {card.get('arch', 'no card')}, {parameters(network):,} parameters, hash {weights_key(network)}")

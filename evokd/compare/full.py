@@ -13,8 +13,8 @@ from evokd.executor import Serial, Workers, in_this_process, open_workers
 from evokd.genome.individual import Outcome, Status
 from evokd.losses.language import tree_from_names, write_loss
 from evokd.problem import pick_device
+from evokd.training.order import Order, open_order
 from evokd.training.recipes import read_recipe
-from evokd.training.run import Order, open_order
 
 
 def full_trainings(config: Config, recipe: str, home: Path) -> Serial | Workers:

@@ -81,9 +81,7 @@ class FullTraining:
         self.format = layout_of(build(student, data.classes, data.shape[0], 0), recipe.channels_last, device)
         side = data.shape[1]
         self.shift = max(1, side // 8) if recipe.shift is None else recipe.shift
-        self.seen = replace(
-            data, validation=data.validation.take(slice(0, 2))
-        )  # what a bank records of: the rest is asked nothing
+        self.seen = replace(data, validation=data.validation.take(slice(0, 2)))  # of a bank: the rest is asked nothing
         self.views = fixed_views(self.seen, recipe.views, self.shift).to(device) if recipe.views else None
         self.half = recipe.mixed and device != "cpu"
         self.size = max(round(0.875 * min(data.shape[1:])), 1)  # of resized crops, 224 of 256
