@@ -13,7 +13,7 @@ from evokd.config import read_config
 from evokd.errors import EvokdError
 from evokd.finals import Entry, Row, row_of
 from evokd.folder import commit, locked
-from evokd.genome.individual import Individual, rank
+from evokd.genome.individual import Individual
 from evokd.journal import individuals, read_events
 from evokd.tracker import Story, Tracker, tracking_uri
 
@@ -68,10 +68,9 @@ class Mirror:
 
     def chosen(self, search: Search, generation: int) -> Sequence[Individual]:
         """Elites are those that were the best so far when their generation ended."""
-        new = [i for i in search.individuals if i.generation == generation]
+        new = search.standing.born(generation)
         if self.config.children == "elites":
-            best = min(search.individuals, key=rank)
-            return [i for i in new if i.ok and i is best]
+            return [i for i in new if i is search.standing.caught_up().best]
         return new if self.config.children == "all" else []
 
     def individual(self, i: Individual) -> None:

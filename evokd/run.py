@@ -6,17 +6,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import tee
 from random import Random
 from typing import TYPE_CHECKING
 
-from evokd.funnel import part_of, stopped
+from evokd.funnel import part_of
 from evokd.genome.grammar import Grammar
-from evokd.genome.individual import Individual, Outcome, Status, content_key, rank
+from evokd.genome.individual import Individual, Outcome, Status, content_key
 from evokd.journal import Journal
 from evokd.rungs import Halving, Rung, Training
 from evokd.search.controller import Controller
 from evokd.search.leaves import tune
+from evokd.standing import Standing
 from evokd.steady import Steady
 from evokd.streams import derive, stream
 
@@ -104,8 +106,12 @@ class Search:
     @property
     def trained(self) -> int:
         """Full trainings, whatever came of them."""
-        outcomes = [i.outcome for i in self.individuals if i.outcome is not None]
-        return sum(outcome.status is not Status.REJECTED and not stopped(outcome) for outcome in outcomes)
+        return self.standing.caught_up().trained
+
+    @cached_property
+    def standing(self) -> Standing:
+        """What has come of the individuals so far."""
+        return Standing(self.individuals)
 
     def run(self) -> list[Individual]:
         """All individuals, once the budget is spent or the space is."""
@@ -190,7 +196,7 @@ class Search:
         """Write the generation's summary and move on."""
         seconds = max(round(seconds, 3), 0.001)  # as the journal has it, so that a resumed run's clock says the same
         self.clock += seconds
-        summary = summarise(self.individuals, self.generation) | counts
+        summary = summarise(self.standing.caught_up(), self.generation) | counts
         summary["cache_hits"] = counts["proposed"] - counts["new"]
         summary |= {"trained": trained, "evaluations": self.trained, "funnel": ledger, "seconds": seconds}
         best = summary["best_id"]
@@ -202,12 +208,11 @@ class Search:
         self.notice(summary)
 
 
-def summarise(individuals: Sequence[Individual], generation: int) -> dict:
+def summarise(standing: Standing, generation: int) -> dict:
     """Figures of one generation: best so far, and best, median and mean of what was new."""
-    values = [i.fitness.values[0] for i in individuals if i.ok and i.generation == generation]
-    sound = [i for i in individuals if i.ok]
-    failed = [i for i in individuals if i.generation == generation and not i.ok]
-    best = min(sound, key=rank) if sound else None
+    born, best = standing.born(generation), standing.best
+    values = [i.fitness.values[0] for i in born if i.ok]
+    failed = [i for i in born if not i.ok]
     return {
         "generation": generation,
         "best": best.fitness.values[0] if best else None,
@@ -216,7 +221,7 @@ def summarise(individuals: Sequence[Individual], generation: int) -> dict:
         "median": statistics.median(values) if values else None,
         "mean": statistics.fmean(values) if values else None,
         "spread": statistics.pstdev(values) if values else None,
-        "size": statistics.fmean(len(i) for i in sound) if sound else None,
+        "size": standing.size,
         "rejected": sum(i.outcome.status is Status.REJECTED for i in failed),
         "failed": sum(i.outcome.status is not Status.REJECTED for i in failed),
     }
@@ -249,7 +254,7 @@ def replay(
             search.seen.update(content_key(text) for text in [event["metrics"].get("tuned_from")] if text)
         elif event["event"] == "generation":
             if not search.lag:  # a steady search tells what it has settled when it goes on
-                search.controller.tell([i for i in search.individuals if i.generation == event["generation"]])
+                search.controller.tell(list(search.standing.born(event["generation"])))
             search.generation, search.clock = event["generation"] + 1, search.clock + event["seconds"]
             search.history.append(event)
     for event in events[last + 1 :]:

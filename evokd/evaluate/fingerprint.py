@@ -8,9 +8,10 @@ of gradients; here it is the gradient itself, sketched (count sketch; Charikar e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from evokd.streams import derive
 
 SIZE = 512  # entries of a sketch: cosines are kept to 1/√512, equal directions exactly
 SAME = 1e-8  # 1 − cosine below which two directions are one
+REACH = 1.01 * math.sqrt(2 * SAME)  # between entries of two directions that are one
+WIDTH, AXES = 1 / 64, 6  # of the cells: entries are about 1/√SIZE, so that 100,000 losses lie in some 10,000 of them
 TIMES = (0.0, 0.3, 1.0)  # of training; at 0.5 ramp and cosine would meet
 
 Batch = tuple[Taps, Taps, Tensor]
@@ -140,8 +143,7 @@ class Copies:
     batches: Sequence[Batch]
     within: float = 1.25
     texts: list[str] = field(default_factory=list)
-    _sizes: list[float] = field(default_factory=list)
-    _directions: np.ndarray = field(default_factory=lambda: np.zeros((64, SIZE)))
+    _known: dict[tuple[int, ...], list[tuple[int, Fingerprint]]] = field(default_factory=dict)  # cell → (place in texts, …)
     _last: tuple[tuple[str, ...], Fingerprint | None] = ((), None)
 
     def copy_of(self, tree: Sequence[Node]) -> str:
@@ -149,8 +151,8 @@ class Copies:
         found = self.fingerprint(tree)
         if found is None or not self.texts:
             return ""
-        alike = np.flatnonzero(self._directions[: len(self.texts)] @ found.direction >= 1 - SAME)
-        ratios = [(found.size / self._sizes[i], self.texts[i]) for i in alike]
+        near = sorted((each for cell in _cells(found.direction) for each in self._known.get(cell, ())), key=lambda each: each[0])
+        ratios = [(found.size / known.size, self.texts[i]) for i, known in near if _apart(found, known) <= SAME]
         ratio, text = min(ratios, key=lambda pair: abs(math.log(pair[0])), default=(math.inf, ""))
         if not text or abs(math.log(ratio)) > math.log(self.within):
             return ""
@@ -162,11 +164,9 @@ class Copies:
         found = self.fingerprint(tree)
         if found is None:
             return
-        if len(self.texts) == len(self._directions):
-            self._directions = np.concatenate((self._directions, np.zeros_like(self._directions)))
-        self._directions[len(self.texts)] = found.direction
+        kept = replace(found, direction=found.direction.astype(np.float32))  # moved by 4e-8 at most, where `SAME` allows 1.4e-4
+        self._known.setdefault(_cell(found.direction), []).append((len(self.texts), kept))
         self.texts.append(text)
-        self._sizes.append(found.size)
 
     def fingerprint(self, tree: Sequence[Node]) -> Fingerprint | None:
         """As `fingerprint`; what was asked last is at hand, as a loss is looked up first and then remembered."""
@@ -174,3 +174,18 @@ class Copies:
         if self._last[0] != names:
             self._last = names, fingerprint(tree, self.batches)
         return self._last[1]
+
+
+def _apart(a: Fingerprint, b: Fingerprint) -> float:
+    """1 − cosine of two unit vectors, by their distance, which rounding spares: |a − b|² = 2 − 2 cos."""
+    return 0.5 * float(np.square(a.direction - b.direction).sum())
+
+
+def _cell(direction: np.ndarray) -> tuple[int, ...]:
+    """Where a direction is kept, so that its like are found without a look at all."""
+    return tuple(math.floor(entry / WIDTH) for entry in direction[:AXES])
+
+
+def _cells(direction: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """All cells in which directions may lie that are the same as this one; nearly always one."""
+    return product(*({math.floor((x - REACH) / WIDTH), math.floor((x + REACH) / WIDTH)} for x in direction[:AXES].tolist()))

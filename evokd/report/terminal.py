@@ -60,9 +60,9 @@ class Terminal:
     def candidate(self, search: Search) -> None:
         """The status line after a training."""
         total, done = search.budget.total, search.trained
-        values = [i.outcome.fitness for i in search.individuals if i.ok]
+        found = search.standing.best
         elapsed = time.perf_counter() - self._arm_start(search)
-        best = f", best {max(values):.2f}" if values else ""
+        best = f", best {found.outcome.fitness:.2f}" if found else ""
         left = f", {elapsed / done * (total - done):.0f} s to go" if elapsed > 1 and done else ""
         self.status(f"{search.name}: {done}/{total} trained{best}{left}")
 

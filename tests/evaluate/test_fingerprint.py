@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from evokd.evaluate.fingerprint import SAME, Copies, cosine, fingerprint, halves
+from evokd.evaluate.fingerprint import SAME, SIZE, Copies, Fingerprint, cosine, fingerprint, halves
 from evokd.losses import KNOWN, Taps, compile_loss, parse_loss
 from evokd.losses.modules import MODULES
 from tests.losses.common import make_taps, random_trees
@@ -204,3 +204,30 @@ def test_many_are_remembered(batches):
     for i in (0, 63, 64, 127, 128, 149):
         assert copies.copy_of(parse_loss(f"kl(logits, tau={1 + i / 10:g})")) == f"copy: same gradient as loss {i}"
     assert copies.copy_of(parse_loss("kl(logits, tau=50)")) == ""
+
+
+class Recalled(Copies):
+    """Of made-up fingerprints."""
+
+    def fingerprint(self, tree):
+        return tree
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.5, 0.99, 1.01, 2.0])
+@pytest.mark.parametrize("zeros", [0, 6])
+def test_a_copy_is_found_among_many_as_the_dot_product_finds_it(apart, zeros):
+    draw = np.random.default_rng(int(100 * apart) + zeros)
+    many = draw.standard_normal((300, SIZE))
+    many[:, :zeros] = 0  # on the edges of cells
+    many /= np.linalg.norm(many, axis=1, keepdims=True)
+    copies = Recalled((), math.inf)
+    for number, direction in enumerate(many):
+        copies.remember(Fingerprint(direction, 1.0), f"loss {number}")
+    for number in (0, 17, 299):
+        away = draw.standard_normal(SIZE)
+        away -= (away @ many[number]) * many[number]
+        away /= np.linalg.norm(away)
+        cosine = 1 - apart * SAME
+        asked = cosine * many[number] + math.sqrt(1 - cosine**2) * away
+        found = copies.copy_of(Fingerprint(asked, 1.0))
+        assert found == (f"copy: same gradient as loss {number}" if apart < 1 else "")
