@@ -9,7 +9,6 @@ from pathlib import Path
 from evokd.checkpoint import write_whole
 from evokd.errors import EvokdError
 from evokd.genome.codec import to_names
-from evokd.losses import formula, source
 from evokd.losses.known import KNOWN
 from evokd.losses.language import parse_loss, to_terms, tree_from_names, write_loss
 from evokd.losses.taps import Taps
@@ -41,10 +40,12 @@ def export_loss(
 
 def _formulas(tree: list, gamma: float, student: Taps | None, teacher: Taps | None) -> dict[str, str]:
     """File name → text, of the forms that only a formula has."""
-    told = formula.to_sympy(tree, student, teacher)
+    from evokd.losses import to_sympy, to_torch_source  # SymPy, of which no search has need before its end
+
+    told = to_sympy(tree, student, teacher)
     note = f"total = {gamma:g} * cross_entropy + L"
     return {
-        "loss.py": source.to_torch_source(tree, student, teacher, gamma),
+        "loss.py": to_torch_source(tree, student, teacher, gamma),
         "loss.tex": f"% {write_loss(tree)}\n% {note}\n" + "".join(f"% {line}\n" for line in told.legend()) + told.latex(),
         "loss.sympy.txt": told.pretty() + f"# {note}\n\n# SymPy constructors\n" + told.srepr(),
     }

@@ -11,8 +11,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scipy import stats
-
 from evokd.evaluate.distill import Job
 from evokd.genome.codec import to_names, write_number
 from evokd.genome.individual import Individual, Outcome, content_key, rank
@@ -95,6 +93,8 @@ class Row:
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean with its 95 % t-interval: (mean, low, high)."""
+    from scipy import stats  # a second of a start
+
     mean, n = statistics.fmean(values), len(values)
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan
     return mean, mean - half, mean + half

@@ -11,7 +11,6 @@ import jinja2
 
 from evokd.checkpoint import write_whole
 from evokd.funnel import funnel_rows, reasons
-from evokd.losses.formula import to_sympy
 from evokd.losses.language import parse_loss, to_terms
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ def formula_of(text: str, problem: Problem) -> str:
     tree = parse_loss(text)
     if any(term.module for term in to_terms(tree)):
         return ""
+    from evokd.losses import to_sympy
+
     lines = to_sympy(tree, *problem.examples[:2]).mathml()
     note = f"Beside {problem.config.protocol.gamma:g} · cross-entropy over the whole batch. z, e, F: logits, embedding, feature maps of"
     return f'<p class="note">{note} student (S) and teacher (T).</p>' + "".join(f"<p>{line}</p>" for line in lines)
