@@ -31,7 +31,7 @@ from evokd.report.lineage import write_end
 from evokd.report.page import formula_of, write_report
 from evokd.report.sizes import Size, best_per_size, told
 from evokd.report.terminal import Terminal
-from evokd.resume import Place, check_named, check_own, go_on, journal_of, take_place
+from evokd.resume import Place, check_named, check_own, go_on, journal_of, listening, take_place
 from evokd.run import Budget, arm, evaluation_seeds
 from evokd.search.controller import Controller
 from evokd.search.evolution import default_toolbox
@@ -138,13 +138,14 @@ def run(
     seeds = [read_loss(spec, "--seed-with") for spec in config.seed_with]
     with ExitStack() as stack:
         stack.callback(terminal.done)
-        events = journal_of(folder, stack, terminal.warn)
-        problem = open_problem(config, terminal.status, seeds, download=download, evaluate=evaluate, **objects)
+        ending, events = listening(stack), journal_of(folder, stack, terminal.warn)
+        with ending.dropping():
+            problem = open_problem(config, terminal.status, seeds, download=download, evaluate=evaluate, **objects)
         executor = problem.executor
         stack.callback(executor.close)
         check_own(events, evaluate is not None)
         problem.executor = kept_for_others(problem, terminal.warn)
-        place = take_place(problem, executor, problem.space.text, folder, events, stack, accept, terminal.warn)
+        place = take_place(problem, executor, problem.space.text, folder, events, stack, ending, accept, terminal.warn)
         controller = make_controller(problem, seeds, toolbox)
         return _Session(problem, controller, place, terminal, own=evaluate is not None).run()
 

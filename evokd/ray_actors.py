@@ -118,7 +118,7 @@ class Actor:
 
     def resident(self) -> int:
         try:
-            return self.ray.get(self.holder.resident.remote(), timeout=1.0) if self.ready else 0
+            return self.ray.get(self.holder.resident.remote(), timeout=5.0) if self.ready else 0
         except self.ray.exceptions.RayError:
             return 0
 

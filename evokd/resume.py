@@ -62,6 +62,11 @@ def journal_of(folder: Path | None, stack: ExitStack, warn: Warn) -> list[dict] 
     return good_events(folder, warn)
 
 
+def listening(stack: ExitStack) -> Ending:
+    """Signals are heard from here on, before there is a folder."""
+    return stack.enter_context(Ending(None, "the same command"))
+
+
 def check_named(old: Config, changes: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Users' Python files run only when they are named by whoever resumes: a folder alone makes no code run.
 
@@ -85,7 +90,7 @@ def check_own(events: Sequence[dict] | None, own: bool) -> None:
 
 def take_place(
     problem: Problem | StudentProblem, executor: Serial | Workers, space: str, folder: Path | None,
-    events: list[dict] | None, stack: ExitStack, accept: bool, warn: Warn,
+    events: list[dict] | None, stack: ExitStack, ending: Ending, accept: bool, warn: Warn,
 ) -> Place:  # fmt: skip
     """A run's place, new or found again; the executor has its terms from then on.
 
@@ -96,6 +101,7 @@ def take_place(
         folder: of a run that goes on.
         events: of its journal.
         stack: closes what is opened.
+        ending: entered; told here what it is the end of.
         accept: go on though settings, space or data have changed.
         warn: told one line at a time.
 
@@ -109,8 +115,7 @@ def take_place(
         stack.enter_context(locked(folder))
     else:
         drift = check_drift(folder, config, space, problem.key, events, accept, warn)
-    command = f"python -m evokd.evolve {config.task} --resume {shlex.quote(str(folder))}"
-    ending = stack.enter_context(Ending(folder, command))
+    ending.folder, ending.command = folder, f"python -m evokd.evolve {config.task} --resume {shlex.quote(str(folder))}"
     executor.terms = terms_of(config, folder, events is not None and not drift, ending)
     stack.callback(executor.terms.trainings.close)
     return Place(folder, events, drift, executor.terms, steady=config.lag > 0)

@@ -30,7 +30,7 @@ from evokd.mirror import Mirror
 from evokd.report.lineage import write_end
 from evokd.report.page import write_report
 from evokd.report.terminal import Terminal
-from evokd.resume import Place, check_named, go_on, journal_of, take_place
+from evokd.resume import Place, check_named, go_on, journal_of, listening, take_place
 from evokd.run import Budget, Search, evaluation_seeds
 from evokd.rungs import Halving, Training
 from evokd.search.controller import Controller
@@ -172,13 +172,16 @@ def run(
     check_controller(config)
     with ExitStack() as stack:
         stack.callback(terminal.done)
-        events = journal_of(folder, stack, terminal.warn)
+        ending, events = listening(stack), journal_of(folder, stack, terminal.warn)
         tabular = config.evaluator == "tabular"
-        problem = open_table_problem(config) if tabular else open_student_problem(config, terminal.status, download, **objects)
+        with ending.dropping():
+            problem = (
+                open_table_problem(config) if tabular else open_student_problem(config, terminal.status, download, **objects)
+            )
         executor, space = problem.executor, Path(read_definition(config.space)[1]).read_text(encoding="utf-8")
         stack.callback(executor.close)
         problem = replace(problem, executor=kept_for_others(problem, terminal.warn))
-        place = take_place(problem, executor, space, folder, events, stack, accept, terminal.warn)
+        place = take_place(problem, executor, space, folder, events, stack, ending, accept, terminal.warn)
         return _Session(problem, place, terminal).run()
 
 

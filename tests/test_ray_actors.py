@@ -71,7 +71,7 @@ JOBS = [("fine", 0), ("raises", 1), ("fine", 2), ("killed", 3), ("hangs", 4), ("
 @SLOW
 def test_faults_have_their_status_and_trainings_are_kept(engine, tmp_path):
     workers = Workers(2, open_evaluator, str(tmp_path), engine)
-    workers.terms = Terms(timeout=5.0, memory=400 << 20, trainings=Trainings(tmp_path))
+    workers.terms = Terms(timeout=15.0, memory=400 << 20, trainings=Trainings(tmp_path))
     found = list(workers.map(JOBS))
     workers.close()
     expected = {1: "CRASHED", 3: "CRASHED", 4: "TIMED_OUT", 5: "OUT_OF_MEMORY"}

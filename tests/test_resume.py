@@ -387,3 +387,77 @@ def test_training_of_ones_own_goes_on_with_itself_alone(settings):
     assert len(fresh) == 2
     whole = evolve_distiller(**own, evaluate=lambda loss: float(len(loss.terms)))
     assert story(folder) == story(whole.run)
+
+
+LOGGING_STUDENT = """
+import multiprocessing, os, pathlib
+from evokd.models.zoo import build
+
+def net(classes):
+    if multiprocessing.parent_process() is not None:  # a worker, at the start of a training
+        with (pathlib.Path(__file__).parent / "begun.txt").open("a") as file:
+            file.write(f"{os.getpid()}\\n")
+    return build("resnet8w4", classes, 1, 0)
+"""
+SET = {"teacher_epochs": 3, "confirm": 2, "confirm_repeats": 1, "finals": 2, "baselines": "false", "funnel.rungs": "[]"}
+SET |= {"protocol.steps": 40, "protocol.batch": 16, "protocol.views": 2, "protocol.repeats": 1, "protocol.rare_classes": "[]"}
+REAL = ["--teacher=resnet8w8", "--workers=2", "--generations=3", "--population=4", "--transfer=300", "--tracking-uri=none"]
+REAL += ["--device=cpu", "--quiet", *(f"-s{key}={value}" for key, value in SET.items())]
+
+
+class Real:
+    """A real search on digits by two workers, with a student that notes where each training began."""
+
+    def __init__(self, home: Path, out: Path, more: list[str]) -> None:
+        self.home, self.out, self.more = home, out, more
+        self.student, self.log = ["--student", str(home / "net.py") + ":net"], home / "begun.txt"
+        (home / "net.py").write_text(LOGGING_STUDENT)
+        self.log.write_text("")
+
+    def process(self, folder: Path | None) -> subprocess.Popen:
+        rest = ["--resume", str(folder)] if folder else [*REAL, *self.more, "--out", str(self.out)]
+        command = [sys.executable, "-m", "evokd.evolve", "distiller", *self.student, *rest]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, cwd=self.home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def folder(self) -> Path | None:
+        return next((path.parent for path in self.out.glob("*/config.toml")), None)
+
+    def begun(self) -> int:
+        return len(self.log.read_text().splitlines())
+
+
+def killed_real(real: Real, draw: random.Random) -> int:
+    """Kills before a real search came to its end, each after a few more trainings and a moment."""
+    kills = 0
+    while True:
+        process, wanted = real.process(real.folder()), real.begun() + draw.randrange(1, 5)
+        while process.poll() is None and real.begun() < wanted:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.4))
+        process.kill()
+        _, said = process.communicate()
+        assert process.returncode in (0, -9), said.decode()
+        if process.returncode == 0:
+            return kills
+        kills += 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_sigkill_campaign_on_real_trainings(tmp_path):
+    """EVOKD_REAL_KILLS kills and more (default 10), of a search by generations and of a steady one, by two workers."""
+    wanted, kills, draw, campaign = int(os.environ.get("EVOKD_REAL_KILLS", "10")), 0, random.Random(11), 0
+    wholes = {}
+    for more in ((), ("--lag", "4")):
+        real = Real(tmp_path, tmp_path / f"whole{len(more)}", list(more))
+        assert real.process(None).wait() == 0
+        wholes[more] = story(real.folder()), real.begun()
+    while kills < wanted or campaign < 2:
+        more = list(wholes)[campaign % 2]
+        real = Real(tmp_path, tmp_path / f"killed{campaign}", list(more))
+        killed = killed_real(real, draw)
+        assert story(real.folder()) == wholes[more][0]
+        assert wholes[more][1] <= real.begun() <= wholes[more][1] + 2 * killed, "at most what was in flight is trained again"
+        print(f"{killed} kills, {real.begun()} trainings begun, {wholes[more][1]} in the undisturbed run")
+        kills, campaign = kills + killed, campaign + 1

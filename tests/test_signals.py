@@ -52,7 +52,7 @@ def test_a_second_signal_stops_at_once_and_the_run_goes_on_all_the_same(whole, t
 import sys, time, pathlib, tests.disturbed as d
 slept = time.sleep
 def stubborn(seconds):
-    try: slept(30)
+    try: print("asleep", flush=True); slept(30)
     except BaseException: slept(30)
 d.time.sleep = stubborn
 d.disturbed(pathlib.Path(sys.argv[1]), "evolution", 6)
@@ -61,7 +61,8 @@ d.disturbed(pathlib.Path(sys.argv[1]), "evolution", 6)
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    waited(tmp_path, 1)
+    while process.stdout.readline() != "asleep\n":
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     while "a second signal" not in process.stdout.readline():
         pass
@@ -165,3 +166,30 @@ if __name__ == "__main__":
     while Path(f"/proc/{worker}/status").exists() and "Z (zombie)" not in Path(f"/proc/{worker}/status").read_text():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_pair_is_opened_ends_in_one_line_and_a_soft_one_is_remembered(tiny, tmp_path):
+    """Before there is a folder: a teacher that never comes to its end."""
+    code = """
+import os, signal, sys, time
+import evokd.distiller as d
+from evokd.evolve import main
+d.open_problem = lambda *a, **k: (print("opening", flush=True), time.sleep(60))
+sys.exit(main(["distiller", "--out", sys.argv[1]]))
+"""
+    root = Path(__file__).parents[1]
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        while process.stdout.readline() != "opening\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGUSR1)
+        while "stopping after this generation" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == expected
+        assert "to go on: the same command" in said
+        assert "Traceback" not in said

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import time
 
 import pytest
 
@@ -19,7 +18,7 @@ from evokd.search.front import FrontEvolution
 from evokd.search.local import LocalSearch
 from evokd.search.random import RandomSearch
 from evokd.search.reinforce import Reinforce
-from tests.toy import gate, judge, toy_grammar
+from tests.toy import gate, open_judge, toy_grammar
 
 GRAMMAR = toy_grammar()
 MADE = {
@@ -47,17 +46,6 @@ class Watched:
         assert all(i.outcome is not None for i in individuals)
         self.told += [i.id for i in individuals]
         self.inner.tell(individuals)
-
-
-def open_judge(recipe):
-    """Uneven: the first of a pair takes longer than the second."""
-    nodes = toy_grammar().nodes
-
-    def evaluate(names):
-        time.sleep(recipe * (len(names) % 3))
-        return judge([nodes[name] for name in names])
-
-    return evaluate
 
 
 def searched(folder, name, lag, generations=4, size=6, executor=None, evaluations=None):
@@ -96,17 +84,15 @@ def test_proposal_k_sees_the_results_up_to_k_minus_lag(tmp_path, lag):
     assert any(e["parents"] for e in found)
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_any_number_of_workers_and_any_order_of_their_ends_tells_the_same(tmp_path, name):
-    _, alone = searched(tmp_path / "serial", name, 4)
-    assert sum(e["event"] == "generation" for e in alone) == 4
-    assert [e["evaluations"] for e in alone if e["event"] == "generation"] == [6, 12, 18, 24]
-    if name in ("evolution", "reinforce"):
-        for count in (1, 2, 4):
-            workers = Workers(count, open_judge, 0.01 if count > 1 else 0.0)
-            _, spread = searched(tmp_path / str(count), name, 4, executor=workers)
-            workers.close()
-            assert spread == alone, f"{count} workers"
+@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))])
+def test_any_number_of_workers_and_any_order_of_their_ends_tells_the_same(tmp_path, count):
+    workers = Workers(count, open_judge, 0.01)
+    for name in MADE:
+        _, alone = searched(tmp_path / name, name, 4)
+        assert [e["evaluations"] for e in alone if e["event"] == "generation"] == [6, 12, 18, 24]
+        _, spread = searched(tmp_path / f"{name} spread", name, 4, executor=workers)
+        assert spread == alone, f"{name}, {count} workers"
+    workers.close()
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -155,7 +141,7 @@ def test_an_exhausted_space_ends_the_search_with_all_it_had(tmp_path):
 
 
 def test_workers_take_jobs_as_they_need_them_and_no_further(tmp_path):
-    taken, workers = [], Workers(2, open_judge, 0.0)
+    taken, workers = [], Workers(1, open_judge, 0.0)
     found = workers.map((taken.append(n) or ["1"] for n in range(20)), 5)
     for count in range(1, 21):
         next(found)

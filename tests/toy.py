@@ -1,5 +1,7 @@
 """A toy language of sums and products, whose trees are numbers, and an evaluator that needs no training."""
 
+import time
+
 from evokd.genome.grammar import Grammar, Rule
 from evokd.genome.individual import Outcome, Status
 from evokd.journal import Journal, read_events, read_outcome
@@ -39,6 +41,17 @@ def judge(tree) -> Outcome:
     if value % 11 == 3:
         return Outcome(Status.CRASHED, reason="toy: raised", seconds=0.5)
     return Outcome(Status.OK, -float(abs(value - TARGET)), {"value": float(value)}, seconds=0.5)
+
+
+def open_judge(recipe):
+    """A worker's judge of node names, which takes `recipe` seconds more for some than for others."""
+    nodes = toy_grammar().nodes
+
+    def evaluate(names):
+        time.sleep(recipe * (len(names) % 3))
+        return judge([nodes[name] for name in names])
+
+    return evaluate
 
 
 class Toy:
