@@ -172,6 +172,9 @@ def _run_options(task: argparse.ArgumentParser, example: str) -> None:
     run = task.add_argument_group("the run")
     run.add_argument("--workers", type=int, metavar="N", help="evaluating processes; 0: one a core")
     run.add_argument(
+        "--lag", type=int, metavar="L", help="no generations: proposal k sees the results up to k − L; at least --workers"
+    )
+    run.add_argument(
         "--engine", metavar="NAME", help="what workers live in: processes, or ray (one machine or a cluster, extra [ray])"
     )
     run.add_argument("--timeout-seconds", type=float, metavar="S", help="time limit of one evaluation")

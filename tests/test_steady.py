@@ -8,6 +8,7 @@ import pytest
 from evokd.config import make_config
 from evokd.controllers import check_controller
 from evokd.errors import EvokdError
+from evokd.evolve import parser
 from evokd.executor import Serial, Workers
 from evokd.genome.codec import to_names
 from evokd.journal import Journal, individuals, read_events, read_outcome, without_clock
@@ -166,3 +167,9 @@ def test_what_looks_at_whole_generations_is_refused(more, got):
     with pytest.raises(EvokdError, match=f"--lag 4: expected a search that goes candidate by candidate, got {got}"):
         check_controller(make_config({"lag": 4} | more))
     check_controller(make_config({"lag": 4, "funnel": {"rungs": ()}}))
+
+
+@pytest.mark.parametrize("task", ["distiller", "student"])
+def test_the_command_line_takes_a_lag_and_an_engine(task):
+    given = vars(parser().parse_args([task, "--lag", "4", "--engine", "ray"]))
+    assert (given["lag"], given["engine"]) == (4, "ray")
