@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
 def rank_students(given: argparse.Namespace) -> int:
     from evokd.evaluate.tabular import read_table
     from evokd.report.scores import check_target, draw_ranking
-    from evokd.scores.ranking import check_scores, measure, rank, targets
+    from evokd.scores.ranking import check_scores, measure, parts_of, rank, targets
     from evokd.students import read_student_space
 
     names, (name, _, column) = given.scores.split(","), given.against.partition(":")
@@ -28,7 +28,12 @@ def rank_students(given: argparse.Namespace) -> int:
     if space.name != table.name:
         raise EvokdError("--space", f"the space of the table, {table.name}", space.name)
     targets(table, list(table.rows)[:1], column)
-    found = measure(names, space, table, column, _data(given), _setting(given), lambda line: print(line, flush=True))
+    parts, scored = parts_of(names), None
+    if given.workers > 1:
+        from evokd.scoring import scored_by
+
+        scored = scored_by(given.workers, parts, given.space or name, _data_name(given), _setting(given))
+    found = measure(names, space, table, column, _data(given), _setting(given), lambda line: print(line, flush=True), scored)
     rows = rank(found, given.seed)
     print("\n".join(render(rows)))
     if given.csv:
@@ -63,13 +68,18 @@ def explain_student(given: argparse.Namespace) -> int:
 def _data(given: argparse.Namespace):
     from evokd.data import read_data
 
-    return read_data(given.data or str(Path(given.tables) / "cifar100"))
+    return read_data(_data_name(given))
+
+
+def _data_name(given: argparse.Namespace) -> str:
+    return given.data or str(Path(given.tables) / "cifar100")
 
 
 def _setting(given: argparse.Namespace):
     from evokd.scores.ranking import Setting
 
-    return Setting(getattr(given, "archs", 1), getattr(given, "seeds", 1), given.batch, given.teacher, given.init, given.seed)
+    drawn = (getattr(given, "archs", 1), getattr(given, "seeds", 1))
+    return Setting(*drawn, given.batch, given.teacher, given.init, given.seed, getattr(given, "distinct", False))
 
 
 def _options() -> argparse.ArgumentParser:
@@ -90,6 +100,8 @@ def _options() -> argparse.ArgumentParser:
     rank.add_argument("--data", metavar="D", help="cifar100 in the folder of the tables if none is named")
     rank.add_argument("--archs", type=whole(1), default=100, metavar="N")
     rank.add_argument("--seeds", type=whole(1), default=1, metavar="K")
+    rank.add_argument("--distinct", action="store_true", help="of students that are one network, written twice, the first alone")
+    rank.add_argument("--workers", type=whole(1), default=1, metavar="N", help="processes, one a core; the values are the same")
     rank.add_argument("--csv", metavar="FILE")
     rank.add_argument("--picture", metavar="FILE.png", help="ranks against accuracies, one small panel a score")
     explain = commands.add_parser("explain", help="what DisWOT compares in one student", formatter_class=looks)

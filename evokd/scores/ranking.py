@@ -7,7 +7,7 @@ partial correlation, and the four rows of costs beside every table.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from evokd.students.space import StudentSpace
 
 RESAMPLES = 300
 POPULATION = "az_nas"  # a ranking of all students together, of scores that each of them has
+Scored = Callable[[list[tuple[int, str]]], Iterable[dict[str, float]]]  # jobs (repeat, text) → score → value, in their order
 COSTS = ("parameters", "live_parameters", "macs", "depth")
 
 
@@ -42,6 +43,7 @@ class Setting:
         teacher: a network of the zoo, untrained, or a safetensors file.
         init: of students and of an untrained teacher.
         seed: of everything drawn.
+        distinct: whether of students that are one network, written twice, the first stands for all.
     """
 
     archs: int = 100
@@ -50,6 +52,7 @@ class Setting:
     teacher: str = "resnet56"
     init: str = "default"
     seed: int = 0
+    distinct: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,20 +122,22 @@ def rank(found: Measured, seed: int = 0) -> list[Agreement]:
 
 def measure(
     names: Sequence[str], space: StudentSpace, table: Table, column: str, data: Data, setting: Setting,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None, scored: Scored | None = None,
 ) -> Measured:  # fmt: skip
-    """Students of a table drawn and scored; costs are added to the scores.
+    """Students of a table drawn and scored; costs are added to the scores. With `scored`, by others: as a `Scorer` does it.
 
     Raises:
         EvokdError: unknown score, column, teacher or initialisation, or a teacher of other images or classes.
     """
     check_scores(names)
     texts = sorted(table.rows)
+    if setting.distinct:
+        texts = list({space.key_of(space.read(text)): text for text in reversed(texts)}.values())[::-1]
     texts = stream(setting.seed, "students").sample(texts, min(setting.archs, len(texts)))
     accuracies, residual = targets(table, texts, column)
     costs = [space.cost(space.read(text), data.classes, data.shape[0], data.shape[1]) for text in texts]
-    measured = list(dict.fromkeys(name for name in _parts(names) if name not in COSTS))
-    values, seconds = _measured(measured, space, texts, data, setting, progress)
+    measured = parts_of(names)
+    values, seconds = _measured(measured, space, texts, data, setting, progress, scored)
     values |= {cost: np.array([[getattr(c, cost) for c in costs]], dtype=float) for cost in COSTS}
     if POPULATION in names:
         seconds[POPULATION] = sum(seconds.get(part, 0.0) for part in AZ_NAS)
@@ -147,9 +152,10 @@ def check_scores(names: Sequence[str]) -> None:
             raise unknown("--scores", "scores", name, [*SCORES, POPULATION])
 
 
-def _parts(names: Sequence[str]) -> list[str]:
-    """The scores to be measured for some names."""
-    return [part for name in names for part in (AZ_NAS if name == POPULATION else (name,))]
+def parts_of(names: Sequence[str]) -> list[str]:
+    """The scores to be measured for some names; costs are in closed form."""
+    parts = (part for name in names for part in (AZ_NAS if name == POPULATION else (name,)))
+    return list(dict.fromkeys(part for part in parts if part not in COSTS))
 
 
 def _population(values: dict[str, np.ndarray]) -> np.ndarray:
@@ -179,24 +185,58 @@ def targets(table: Table, texts: Sequence[str], column: str) -> tuple[np.ndarray
 
 
 def _measured(
-    names: list[str], space: StudentSpace, texts: list[str], data: Data, setting: Setting, progress: Callable[[str], None]
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    names: list[str], space: StudentSpace, texts: list[str], data: Data, setting: Setting, progress: Callable[[str], None],
+    scored: Scored | None,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:  # fmt: skip
     """({score: (seeds, students), higher being better}, {score: seconds of one student})."""
-    found = {name: np.empty((setting.seeds, len(texts))) for name in names}
-    seconds: dict[str, float] = {}
-    for repeat in range(setting.seeds):
-        seed = derive(setting.seed, "repeat", repeat)
-        images, labels = draw_batch(data, setting.batch, seed)
-        view = see_teacher(setting, data, seed, images, labels) if any(SCORES[name].needs_teacher for name in names) else None
-        for i, text in enumerate(texts):
-            student = draw_student(space, text, data, setting.init, seed)
-            scores = score_all(names, student, view, images, labels, generator_of(seed, text))
-            seconds = seconds or {n: _seconds(n, student, view, images, labels) for n in names}
-            for name, value in scores.items():
-                found[name][repeat, i] = value if SCORES[name].higher_is_better else -value
-            if (i + 1) % 50 == 0 or i + 1 == len(texts):
-                progress(f"seed {repeat + 1} of {setting.seeds}: {i + 1} of {len(texts)} students")
+    found, scorer = {name: np.empty((setting.seeds, len(texts))) for name in names}, Scorer(names, space, data, setting)
+    seconds = scorer.seconds(texts[0])
+    jobs = [(repeat, text) for repeat in range(setting.seeds) for text in texts]
+    for place, scores in enumerate(scored(jobs) if scored else map(scorer, jobs)):
+        repeat, i = divmod(place, len(texts))
+        for name, value in scores.items():
+            found[name][repeat, i] = value if SCORES[name].higher_is_better else -value
+        if (i + 1) % 50 == 0 or i + 1 == len(texts):
+            progress(f"seed {repeat + 1} of {setting.seeds}: {i + 1} of {len(texts)} students")
     return found, seconds
+
+
+class Scorer:
+    """Scores students one at a time, with one batch and one view of the teacher for each repeat; what a worker holds.
+
+    Args:
+        names: of the scores.
+        space: of the students.
+        data: whose images they see.
+        setting: batch, teacher, initialisation and seed.
+    """
+
+    def __init__(self, names: Sequence[str], space: StudentSpace, data: Data, setting: Setting) -> None:
+        self.names, self.space, self.data, self.setting = list(names), space, data, setting
+        self.batches: dict[int, tuple[int, TeacherView | None, Tensor, Tensor]] = {}
+
+    def __call__(self, job: tuple[int, str]) -> dict[str, float]:
+        """Score → value of a student, named by (repeat, its text)."""
+        (seed, view, images, labels), text = self.batch(job[0]), job[1]
+        student = draw_student(self.space, text, self.data, self.setting.init, seed)
+        return score_all(self.names, student, view, images, labels, generator_of(seed, text))
+
+    def batch(self, repeat: int) -> tuple[int, TeacherView | None, Tensor, Tensor]:
+        """(seed, teacher's view, images, labels)."""
+        if repeat not in self.batches:
+            seed = derive(self.setting.seed, "repeat", repeat)
+            images, labels = draw_batch(self.data, self.setting.batch, seed)
+            needed = any(SCORES[name].needs_teacher for name in self.names)
+            view = see_teacher(self.setting, self.data, seed, images, labels) if needed else None
+            self.batches = {repeat: (seed, view, images, labels)}
+        return self.batches[repeat]
+
+    def seconds(self, text: str) -> dict[str, float]:
+        """Score → seconds of one student when it is computed alone."""
+        seed, view, images, labels = self.batch(0)
+        student = draw_student(self.space, text, self.data, self.setting.init, seed)
+        score_all(self.names, student, view, images, labels, generator_of(seed, text))  # what is computed of the teacher once
+        return {name: _seconds(name, student, view, images, labels) for name in self.names}
 
 
 def draw_batch(data: Data, count: int, seed: int) -> tuple[Tensor, Tensor]:
