@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         order, seeds = read_order(_checked(given, folder)), given.get("seeds") or _begun(folder)
         run(order, seeds, folder.parent, terminal, folder=folder, **called)
         return 0
-    given = DEFAULTS | given
+    given = DEFAULTS | _among_peers(given)
     run(order_of(given), given["seeds"], Path(given["out"]), terminal, **called)
     return 0
 
@@ -71,8 +71,25 @@ def order_of(given: dict[str, Any]):
         whole=given.get("whole", False),
         operators=operators,
         teacher_epochs=given["teacher_epochs"],
+        peers=given.get("peers", 0),
         **{name: paths for name, paths in taps.items() if paths != ("",)},
     )
+
+
+def _among_peers(given: dict[str, Any]) -> dict[str, Any]:
+    """The options with what deep mutual learning goes with: no teacher, and no other loss.
+
+    Raises:
+        EvokdError: where one is asked for, or fewer than two students.
+    """
+    peers = given.get("peers", 2 if given.get("method") == "dml" else 0)
+    if not peers and "peers" not in given:
+        return given
+    if given.get("method") != "dml" or peers < 2:
+        raise EvokdError("--peers", "at least 2, with --method dml", str(peers))
+    if odd := [name for name in ("teacher", "loss", "pair") if name in given]:
+        raise EvokdError("--method dml", "students without a teacher", f"--{odd[0]}")
+    return given | {"loss": "none", "teacher": "none", "peers": peers}
 
 
 def _checked(given: dict[str, Any], folder: Path) -> Path:
@@ -107,6 +124,8 @@ def _options() -> argparse.ArgumentParser:
     loss = top.add_argument_group("the loss")
     loss.add_argument("--loss", metavar="LOSS", help="known name, text, loss.json, or none for plain training")
     loss.add_argument("--gamma", type=float, metavar="G", help="weight of the cross-entropy; else what goes with the loss")
+    loss.add_argument("--method", choices=["dml"], help="dml: students that teach each other, without a teacher")
+    loss.add_argument("--peers", type=int, metavar="M", help="students that do so; 2 if not given")
     loss.add_argument("--operators", action="append", metavar="FILE.py:FN", help="an operator of your own")
     data = top.add_argument_group("the data")
     data.add_argument("--data", metavar="D", help="digits, cifar10, cifar100, fashion_mnist, mnist, an npz file or a folder")

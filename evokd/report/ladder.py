@@ -35,10 +35,20 @@ def draw_ladder(
         look = {"fmt": "o-", "color": COLOURS[place % len(COLOURS)], "markersize": 4, "capsize": 2, "linewidth": 1.2}
         axes.errorbar(aside, means, yerr=reach, label=name, **look)
     top = axes.secondary_xaxis("top")
-    top.set_xticks(x, [name for name, _ in teachers], fontsize=7, rotation=30, ha="left")
+    labels = _together(teachers, 0.02 * (max(x) - min(x)))
+    top.set_xticks(list(labels), list(labels.values()), fontsize=7, rotation=90)
     axes.set_xlabel("teacher's accuracy on validation, %", fontsize=9)
     axes.set_ylabel("student's accuracy on test, %", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(linewidth=0.3)
     axes.legend(frameon=False, fontsize=8)
     saved(folder, "ladder", figure)
+
+
+def _together(teachers: Sequence[tuple[str, float]], near: float) -> dict[float, str]:
+    """Place → names; teachers nearer to each other than that share a label, so that none hides another."""
+    labels: dict[float, str] = {}
+    for name, accuracy in teachers:
+        place = next((place for place in labels if accuracy - place <= near), accuracy)
+        labels[place] = f"{labels[place]}, {name}" if place in labels else name
+    return labels

@@ -28,6 +28,7 @@ from evokd.models.tapping import Tapped, TapPlan, plan_taps
 from evokd.models.teachers import Teacher, load_teacher, weights_key
 from evokd.models.views import normalised
 from evokd.models.zoo import build, parameters
+from evokd.training.mutual import MutualTraining
 from evokd.training.recipes import GAMMAS, Recipe, recipe_of
 from evokd.training.seed import FullTraining, Say
 
@@ -53,6 +54,7 @@ class Order:
         student_taps: likewise.
         operators: users' own, path.py:function.
         teacher_epochs: of a teacher that is trained because it is only named.
+        peers: students trained together without a teacher (deep mutual learning); 0 is none.
     """
 
     data: str
@@ -69,9 +71,13 @@ class Order:
     student_taps: tuple[str, ...] = ()
     operators: tuple[str, ...] = ()
     teacher_epochs: int = 40
+    peers: int = 0
 
     def text(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        told = asdict(self)
+        if not self.peers:
+            del told["peers"]  # so that it is told as earlier versions tell it
+        return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
 
     def hash(self) -> str:
         return hashlib.sha256(self.text().encode()).hexdigest()[:12]
@@ -153,6 +159,8 @@ def open_order(order: Order, out: Path, device: str, say: Say, *, download: bool
     )  # fmt: skip
     if plans and order.recipe.views:
         training.bank = _recorded(training, needs, out, say)
+    if order.peers:
+        training = MutualTraining(data, order.student, order.recipe, peers=order.peers, gamma=order.gamma, device=device)
     card = {
         "data": source.name, "images": len(data.train), "labels": int((data.train.labels >= 0).sum()), "test": len(data.test),
         "student_parameters": parameters(network), "data_key": data.key, "student_key": weights_key(network),

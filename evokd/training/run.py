@@ -133,6 +133,7 @@ class _Session:
 
     def heading(self) -> list[str]:
         card, order, teacher = self.opened.card, self.order, ""
+        alone = f"of {order.peers} students that teach each other" if order.peers else "none: cross-entropy alone"
         if self.opened.teacher:
             replayed = f", replayed on {order.recipe.views} views" if self.opened.training.bank else ""
             teacher = f" · teacher {self.opened.teacher.name} ({card['teacher_parameters']:,} parameters{replayed})"
@@ -143,7 +144,7 @@ class _Session:
         return [
             f"evokd · {card['data']} ({card['images']} images{labels}){teacher} · student {order.student} "
             f"({card['student_parameters']:,} parameters)",
-            f"loss {order.loss or 'none: cross-entropy alone'} · γ={order.gamma:g}",
+            f"loss {order.loss or alone} · γ={order.gamma:g}",
             f"recipe {order.recipe.name}: {recipe}",
             f"run {self.folder}",
         ]
