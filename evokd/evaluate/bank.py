@@ -26,7 +26,7 @@ from evokd.losses.program import module_name
 from evokd.losses.taps import Taps, split_position
 from evokd.models.tapping import Tapped, TapPlan
 from evokd.models.teachers import Teacher
-from evokd.models.views import augmented, draw_views, normalised
+from evokd.models.views import augmented, draw_views, normalised, plain_strides
 from evokd.streams import derive
 
 VERSION = 2
@@ -62,7 +62,8 @@ class Bank:
         """(B,C,H,W) normalised training images in the given views."""
         if self.ready is not None:
             return self.ready[view, index]
-        return self.normalised(augmented(self.images["train"][index], self.views[view, index], self.card["shift"]))
+        shown = augmented(self.images["train"][index], self.views[view, index], self.card["shift"])
+        return self.normalised(plain_strides(shown))
 
     def normalised(self, images: Tensor) -> Tensor:
         return normalised(images, self.card["mean"], self.card["std"])

@@ -18,8 +18,8 @@ from evokd.data import Data, Split
 from evokd.errors import EvokdError
 from evokd.models.resnet import ResNet
 from evokd.models.tapping import logits_of
-from evokd.models.views import augmented, draw_views, normalised
-from evokd.models.zoo import build
+from evokd.models.views import augmented, draw_views, normalised, plain_strides
+from evokd.models.zoo import build, is_narrow
 from evokd.streams import derive
 
 RECIPE = 1  # raise it when the training below changes, so that cached teachers are trained anew
@@ -127,12 +127,13 @@ def train_teacher(network: nn.Module, data: Data, epochs: int, progress: Callabl
     optimiser = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=steps)
     draw = np.random.Generator(np.random.PCG64(derive(0, "teacher batches", data.key)))
-    pad = max(1, data.shape[1] // 8)
+    pad, narrow = max(1, data.shape[1] // 8), is_narrow(network)
     images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
     for step in range(steps):
         index = torch.from_numpy(draw.integers(0, len(train), batch))
         views = draw_views(draw, batch, pad, data.flip)
         x = normalised(augmented(images[index], views, pad), data.mean, data.std).to(device)
+        x = plain_strides(x) if narrow else x  # wide teachers keep the kernels, and bits, that published figures rest on
         loss = F.cross_entropy(logits_of(network, x), labels[index].to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

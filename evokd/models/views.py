@@ -24,10 +24,15 @@ def augmented(images: Tensor, views: Tensor, shift: int) -> Tensor:
     columns = torch.where(views[:, 2:] > 0, width - 1 - columns, columns) + views[:, 1:2]
     rows = torch.arange(height, device=images.device) + views[:, :1]
     sample = torch.arange(n, device=images.device)[:, None, None]
-    shown = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return shown.clone(
-        memory_format=torch.contiguous_format
-    )  # of one channel `contiguous` would keep strides that are channels-last
+    return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def plain_strides(images: Tensor) -> Tensor:
+    """(N,C,H,W) with strides of its own: those of `augmented` grey images are legal too, but read as channels-last.
+
+    Narrow convolutions cannot be trained on them (see `zoo.is_narrow`); for wide ones they choose other kernels, and so other last bits.
+    """
+    return images.clone(memory_format=torch.contiguous_format) if images.shape[1] == 1 else images
 
 
 def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -142,11 +142,16 @@ def parameters(network: nn.Module) -> int:
 
 
 def layout_of(network: nn.Module, channels_last: bool, device: str) -> torch.memory_format:
-    """The memory format of a network that is to be trained: channels-last if wanted, and on a CPU if no convolution is narrow.
+    """The memory format of a network that is to be trained: channels-last if wanted, and on a CPU if no convolution is narrow."""
+    narrow = device == "cpu" and is_narrow(network)
+    return torch.channels_last if channels_last and not narrow else torch.contiguous_format
 
-    On CPUs without AVX-512 the backward pass of channels-last convolutions with fewer than 8 channels writes beyond its buffers (seen
-    with torch 2.14.1); grouped ones are narrow in every group.
+
+def is_narrow(network: nn.Module) -> bool:
+    """Whether a convolution has fewer than 8 channels, or so few in a group.
+
+    On CPUs without AVX-512 the backward pass of such a convolution writes beyond its buffers if it runs channels-last (seen with torch
+    2.14.1), which it does also where only its images have such strides.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    narrow = device == "cpu" and any(conv.out_channels < NARROW or conv.groups > 1 for conv in convolutions)
-    return torch.channels_last if channels_last and not narrow else torch.contiguous_format
+    return any(conv.out_channels < NARROW or conv.groups > 1 for conv in convolutions)

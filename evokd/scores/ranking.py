@@ -20,7 +20,7 @@ from evokd.data import Data
 from evokd.errors import EvokdError, unknown
 from evokd.evaluate.tabular import Table
 from evokd.models.teachers import read_weights
-from evokd.models.views import augmented, draw_views, normalised
+from evokd.models.views import augmented, draw_views, normalised, plain_strides
 from evokd.models.zoo import build
 from evokd.scores import AZ_NAS, SCORES, TeacherView, az_nas, initialise, score_all, view_teacher
 from evokd.streams import derive, stream
@@ -244,7 +244,7 @@ def draw_batch(data: Data, count: int, seed: int) -> tuple[Tensor, Tensor]:
     draw = np.random.Generator(np.random.PCG64(derive(seed, "batch")))
     index, pad = draw.integers(0, len(data.train), count), max(1, data.shape[1] // 8)
     images = augmented(torch.from_numpy(data.train.images[index]), draw_views(draw, count, pad, data.flip), pad)
-    return normalised(images, data.mean, data.std), torch.from_numpy(data.train.labels[index])
+    return normalised(plain_strides(images), data.mean, data.std), torch.from_numpy(data.train.labels[index])
 
 
 def draw_student(space: StudentSpace, text: str, data: Data, init: str, seed: int) -> nn.Module:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from evokd.data import Data, Split
 from evokd.errors import EvokdError
 from evokd.losses.taps import Taps
-from evokd.models.views import augmented, draw_views, normalised
+from evokd.models.views import augmented, draw_views, normalised, plain_strides
 from evokd.streams import derive
 from evokd.students.nas_bench_201 import EDGES, OPERATIONS, OPS, Network
 from evokd.students.space import Genome, StudentSpace
@@ -270,4 +270,5 @@ def batches(data: Data, split: Split, size: int, seed: int, device: str) -> Iter
         order = torch.from_numpy(draw.permutation(len(split))).to(device)
         for index in order[: len(order) // size * size].split(size):
             views = draw_views(draw, size, pad, data.flip).to(device)
-            yield normalised(augmented(images[index], views, pad), data.mean, data.std), labels[index]
+            shown = plain_strides(augmented(images[index], views, pad))
+            yield normalised(shown, data.mean, data.std), labels[index]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from evokd.models.views import augmented, draw_views, normalised
+from evokd.models.views import augmented, draw_views, normalised, plain_strides
 
 
 def rolled(image: np.ndarray, down: int, right: int, mirror: bool, shift: int) -> np.ndarray:
@@ -52,4 +52,6 @@ def test_grey_images_have_plain_strides():
     """Strides (64, 1, 8, 1) are legal for one channel, but read as channels-last, which narrow convolutions cannot be trained in."""
     images = torch.randint(0, 255, (5, 1, 8, 8), dtype=torch.uint8)
     views = draw_views(np.random.default_rng(0), 5, 1, flip=False)
-    assert augmented(images, views, 1).stride() == (64, 64, 8, 1)
+    shown = augmented(images, views, 1)
+    assert plain_strides(shown).stride() == (64, 64, 8, 1)
+    assert torch.equal(plain_strides(shown), shown)
