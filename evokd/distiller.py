@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -168,7 +167,7 @@ class _Session:
 
     def __init__(self, problem: Problem, controller: Controller, place: Place, terminal: Terminal, own: bool) -> None:
         self.problem, self.config, self.place, self.terminal, self.own = problem, problem.config, place, terminal, own
-        self.folder, self.start, config = place.folder, time.perf_counter(), problem.config
+        self.folder, config = place.folder, problem.config
         limits = config.generations, config.population, config.budget_evals, config.budget_seconds
         self.budget = Budget(*limits, config.share)
         self.search = arm(problem, config.controller, controller, self.budget, config.seed)
@@ -199,10 +198,9 @@ class _Session:
         files = self.export(chosen[0], rows)
         sizes = self.sizes(chosen[0])
         front = write_front(self.folder, sizes)
-        seconds = time.perf_counter() - self.start
-        shown = formula_of(chosen[0].text, self.problem)
+        shown = formula_of(chosen[0].text, self.problem.examples[:2], self.config.protocol.gamma)
         files += [
-            write_report(self.folder, self.problem, self.search, rows, chosen[0], seconds, shown, sizes),
+            write_report(self.folder, chosen[0].text, shown, rows),
             self.folder / "front.csv",
         ]
         self.journal.write("end", best=chosen[0].text)

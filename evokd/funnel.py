@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -126,11 +126,11 @@ def told_funnel(rows: Mapping[str, Passage]) -> list[str]:
     return lines
 
 
-def reasons(individuals: Sequence) -> dict[str, int]:
+def reasons(outcomes: Iterable[Outcome]) -> dict[str, int]:
     """How often each sort of refusal or failure came, the commonest first; numbers in a reason do not make it another."""
     found: dict[str, int] = {}
-    for individual in individuals:
-        if individual.outcome is not None and individual.outcome.reason:
-            kind = "".join("#" if c.isdigit() else c for c in individual.outcome.reason.partition(":")[0])
+    for outcome in outcomes:
+        if outcome.reason:
+            kind = "".join("#" if c.isdigit() else c for c in outcome.reason.partition(":")[0])
             found[kind] = found.get(kind, 0) + 1
     return dict(sorted(found.items(), key=lambda each: -each[1]))

@@ -213,7 +213,7 @@ def open_problem(
     space = read_space(config.space)
     check_writable(Path(config.out))
     base = _base(config, space, seeds)
-    pair = _pair(config, say, download, **objects)
+    pair = open_pair(config, say, download, **objects)
     grammar = loss_grammar(space.space, pair.positions)
     used = _used(pair, grammar, [*seeds, *([base] if base else []), *(tree for tree in guests if not misfit(tree, pair.taps))])
     pair = _sparing(pair, used)
@@ -283,7 +283,7 @@ def _shown(taps: Taps, used: Sequence[str]) -> Taps:
     return assemble({p: taps.at(p) for p in {*used, "embedding"} if p in taps.positions() and p != "teacher_head"}, taps.head)
 
 
-def _pair(config: Config, say: Say, download: bool, teacher=None, student=None, data=None) -> Pair:
+def open_pair(config: Config, say: Say, download: bool, teacher=None, student=None, data=None) -> Pair:
     device = pick_device(config.device)
     source = data or read_data(config.data, download)
     data = transfer_set(source, config.protocol)

@@ -7,7 +7,6 @@ training-free score and short distillations.
 from __future__ import annotations
 
 import html
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -208,7 +207,7 @@ class _Session:
 
     def __init__(self, problem: StudentProblem, place: Place, terminal: Terminal) -> None:
         self.problem, self.config, self.place, self.terminal = problem, problem.config, place, terminal
-        self.folder, self.start, self.search = place.folder, time.perf_counter(), student_search(problem)
+        self.folder, self.search = place.folder, student_search(problem)
         self.fresh = not go_on(self.search, place, problem.space.tree_from_names)
         self.set_clock()
         self.journal = self.search.journal = Journal(self.folder)
@@ -264,9 +263,9 @@ class _Session:
         return final_rows(self.problem, name, best, lucky, journal, say), []
 
     def report(self, entry: Entry, best: Individual, rows: Sequence[Row], table: Sequence[str]) -> Path:
-        space, seconds = self.problem.space, time.perf_counter() - self.start
+        space = self.problem.space
         shown = "".join(f"<pre>{html.escape(text)}</pre>" for text in (space.diagram(space.genome(best)), "\n".join(table)))
-        return write_report(self.folder, self.problem, self.search, [] if table else rows, entry, seconds, shown)
+        return write_report(self.folder, entry.text, shown, [] if table else rows)
 
     def notice(self, summary: dict | None) -> None:
         """After a student: the status line. After a generation: the table, the state and the mirror."""

@@ -17,7 +17,7 @@ COMMANDS = {
     "compare": "compare search controllers on equal terms, with curves and intervals",
     "akd": "AKD's experiments: the 2 × 2, teachers' preferences, agents, human designs",
     "oneshot": "find a cell by one training of a supernet: RSPS, GDAS, DARTS",
-    "report": "lay runs out as a published table",
+    "report": "a run as a page with figures and ablation, or as a published table",
     "lineage": "draw the family tree of a run's winner, or of any candidate",
     "runs": "list runs with their state and best loss",
     "track": "fill in what MLflow lacks of a run: track sync RUN",

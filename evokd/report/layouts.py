@@ -267,4 +267,15 @@ def _escaped(text: str) -> str:
     return text.replace("×", r"$\times$").replace("–", "--")
 
 
-LAYOUTS = {"diswot8": lay_out}
+def diswot8(folders: Sequence[Path], table: Table | None) -> tuple[list[str], str, str]:
+    """Table 8 of DisWOT as lines, CSV and LaTeX.
+
+    Args:
+        folders: of searches for students and of one-shot searches.
+        table: NAS-Bench-201's accuracies, where they are at hand.
+    """
+    laid = lay_out([read_ran(folder, table) for folder in folders])
+    return as_text(laid), as_csv(laid), as_latex(laid)
+
+
+LAYOUTS = {"diswot8": diswot8}

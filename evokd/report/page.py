@@ -1,91 +1,138 @@
-"""The report: one self-contained HTML page, figures inline as SVG."""
+"""The report: one self-contained HTML page made from what the run folder says, figures inline as SVG."""
 
 from __future__ import annotations
 
-import io
+import csv
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
 
 from evokd.checkpoint import write_whole
-from evokd.funnel import funnel_rows, reasons
+from evokd.config import Config, read_config
+from evokd.errors import EvokdError
+from evokd.funnel import funnel_rows, reasons, stopped
+from evokd.genome.individual import Status
+from evokd.journal import individuals, read_events, read_outcome
 from evokd.losses.language import parse_loss, to_terms
+from evokd.report.figures import Figure, draw_front, draw_funnel, draw_operators, draw_search
+from evokd.report.loss_tree import draw_tree
+from evokd.report.sizes import Size
+from evokd.shrink import weigh
+from evokd.space import read_space
 
 if TYPE_CHECKING:
-    from evokd.finals import Entry, Row
-    from evokd.problem import Problem
-    from evokd.report.sizes import Size
-    from evokd.run import Search
+    from evokd.ablation import Ablated
+    from evokd.finals import Row
+    from evokd.losses.taps import Taps
 
 _PAGE = Path(__file__).with_suffix(".html")
 
 
-def formula_of(text: str, problem: Problem) -> str:
+def formula_of(text: str, examples: tuple[Taps, Taps], gamma: float) -> str:
     """A loss as paragraphs of MathML, for the report; nothing where it has trained parts."""
     tree = parse_loss(text)
     if any(term.module for term in to_terms(tree)):
         return ""
     from evokd.losses import to_sympy
 
-    lines = to_sympy(tree, *problem.examples[:2]).mathml()
-    note = f"Beside {problem.config.protocol.gamma:g} · cross-entropy over the whole batch. z, e, F: logits, embedding, feature maps of"
+    lines = to_sympy(tree, *examples).mathml()
+    note = f"Beside {gamma:g} · cross-entropy over the whole batch. z, e, F: logits, embedding, feature maps of"
     return f'<p class="note">{note} student (S) and teacher (T).</p>' + "".join(f"<p>{line}</p>" for line in lines)
 
 
 def write_report(
-    folder: Path, problem: Problem, search: Search, rows: Sequence[Row], best: Entry, seconds: float, shown: str,
-    sizes: Sequence[Size] = (),
-) -> Path:  # fmt: skip
-    """report.html of a run; its path. `shown` is HTML that shows the best: a formula, or a diagram; `sizes` are the best of every size."""
-    sound = sorted((i for i in search.individuals if i.ok), key=lambda i: -i.outcome.fitness)
+    folder: Path, best: str, shown: str, rows: Sequence[Row] = (), more: Sequence[Figure] = (), ablation: Sequence[Ablated] = ()
+) -> Path:
+    """report.html of a search, and the figures that its journal tells; the page's path.
+
+    Args:
+        folder: of the run.
+        best: text of what was found.
+        shown: HTML that shows it: a formula, or a diagram.
+        rows: of the finals.
+        more: figures of trained networks.
+        ablation: the winner and its variants, the winner first.
+    """
+    config, events = read_config(folder / "config.toml"), read_events(folder)
+    born = list(individuals(events))
+    outcomes = [read_outcome(event) for event in born]
+    sound = sorted((e for e in born if e["status"] == Status.OK), key=lambda e: -e["fitness"])
+    trained = sum(o.status is not Status.REJECTED and not stopped(o) for o in outcomes)
+    history, sizes = [e for e in events if e["event"] == "generation"], read_front(folder)
     text = (
         jinja2.Environment(autoescape=True)
         .from_string(_PAGE.read_text(encoding="utf-8"))
         .render(
-            name=folder.name,
-            card=problem.card,
-            config=problem.config,
-            space=problem.grammar.name,
-            seconds=round(seconds),
+            name=folder.resolve().name,
+            card=next((e["card"] for e in events if e["event"] == "start" and "card" in e), {}),
+            config=config,
+            seconds=round(sum(e["seconds"] for e in history)),
             best=best,
-            what={"distiller": "loss", "student": "student"}[problem.config.task],
+            what={"distiller": "loss", "student": "student"}[config.task],
             shown=shown,
             rows=rows,
             reference=next((r.entry.name for r in rows if r.difference is None), ""),
-            curve=_curve(search),
-            evaluated=search.trained,
-            rejected=len(search.individuals) - search.trained,
-            failed=search.trained - len(sound),
-            top=[(i, search.text(i)) for i in sound[:15]],
-            sizes=sizes,
-            funnel=funnel_rows(search.history),
-            reasons=reasons(search.individuals),
-            generations=[(event["generation"], funnel_rows([event])) for event in search.history],
+            evaluated=trained,
+            rejected=len(born) - trained,
+            failed=trained - len(sound),
+            top=sound[:15],
+            sizes=sizes if config.task == "distiller" else (),
+            funnel=funnel_rows(history),
+            reasons=reasons(outcomes),
+            generations=[(event["generation"], funnel_rows([event])) for event in history],
+            drawn=_drawn(folder, config, events, best, sizes),
+            more=more,
+            ablation=ablation,
         )
     )
     write_whole(folder / "report.html", text)
     return folder / "report.html"
 
 
-def _curve(search: Search) -> str:
-    """Fitness against trainings as inline SVG."""
-    import matplotlib
+def _drawn(folder: Path, config: Config, events: Sequence[dict], best: str, sizes: Sequence[Size]) -> dict[str, str]:
+    """Name → SVG of every figure that the journal tells."""
+    sound = [e for e in individuals(events) if e["status"] == Status.OK]
+    found = {
+        "search": draw_search(folder, [e["fitness"] for e in sound]),
+        "funnel": draw_funnel(folder, funnel_rows(e for e in events if e["event"] == "generation")),
+        "front": draw_front(folder, *_sized(sound, config.task), sizes),
+    }
+    if config.task == "student":
+        return found
+    found["tree"] = draw_tree(folder, best)
+    try:
+        space = read_space(str(folder / "space.toml")).space
+    except EvokdError:  # a space with operators of the user's own, that nobody has named
+        return found
+    return found | {"operators": draw_operators(folder, weigh(events, space))}
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
 
-    trained = [i for i in search.individuals if i.ok]
-    values = [i.outcome.fitness for i in trained]
-    best = [max(values[: n + 1]) for n in range(len(values))]
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    axes.scatter(range(1, len(values) + 1), values, s=12, color="#8d99ae", label="candidate")
-    axes.step(range(1, len(best) + 1), best, where="post", color="#d1495b", label="best so far")
-    low = sorted(values)[len(values) // 5] if values else 0
-    axes.set(xlabel="trainings", ylabel="validation fitness", ylim=(low - 1, max(values, default=1) + 1))
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+def _sized(sound: Sequence[dict], task: str) -> tuple[list[tuple[float, float]], str]:
+    """(size, fitness) of what was trained, and what size means."""
+    if task == "student":
+        return [(e["metrics"]["parameters"], e["fitness"]) for e in sound if "parameters" in e["metrics"]], "parameters"
+    return [(len(e["tree"]), e["fitness"]) for e in sound], "nodes of the tree"
+
+
+def read_front(folder: Path) -> list[Size]:
+    """The best of every size as front.csv has it; none of a run without."""
+    path = folder / "front.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [_size(row) for row in csv.DictReader(file)]
+
+
+def _size(row: dict[str, str]) -> Size:
+    """Of a loss, or of a student, whose size is its parameters."""
+    if "student" in row:
+        return Size(int(row["parameters"]), float(row["fitness"]), row["student"])
+    return Size(int(row["size"]), float(row["fitness"]), row["loss"], float(row["gain"]), row["picked"] == "1")
+
+
+def plain(text: str) -> str:
+    """Text as a preformatted paragraph."""
+    return f"<pre>{escape(text.rstrip())}</pre>"

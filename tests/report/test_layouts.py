@@ -182,7 +182,7 @@ def test_folders_are_read(tmp_path):
 def test_the_command_prints_and_writes(tmp_path, capsys):
     files = [tmp_path / "t.csv", tmp_path / "t.tex"]
     runs = [one_shot(tmp_path / "a_1"), searched(tmp_path / "c", EVENTS, controller="random", evaluator="distill")]
-    assert main([*map(str, runs), "--csv", str(files[0]), "--latex", str(files[1])]) == 0
+    assert main([*map(str, runs), "--layout", "diswot8", "--csv", str(files[0]), "--latex", str(files[1])]) == 0
     said = capsys.readouterr().out
     assert "GDAS" in said
     assert "51.00" in said
@@ -214,5 +214,5 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 def test_mistakes_are_said(make, message, tmp_path, monkeypatch):
     monkeypatch.delenv("EVOKD_DATA", raising=False)
     with pytest.raises(EvokdError, match=message) as caught:
-        main(make(tmp_path))
+        main(["--layout", "diswot8", *make(tmp_path)])
     assert "\n" not in str(caught.value)
