@@ -31,6 +31,7 @@ FILES = {
     "state.json",
     "front.csv",
     "report.html",
+    "figures",
     "best",
 } | LINEAGE
 BEST = {"loss.json", "loss.py", "loss.tex", "loss.sympy.txt"}

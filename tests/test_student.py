@@ -74,6 +74,7 @@ def test_the_run_folder_holds_what_the_design_promises(result):
         "state.json",
         "front.csv",
         "report.html",
+        "figures",
         "best",
     } | LINEAGE
     assert {p.name for p in result.run.iterdir()} - {".lock"} == wanted

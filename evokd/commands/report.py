@@ -48,7 +48,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument(
         "--operators", action="append", default=[], metavar="FILE.py:FN", help="those of your own that the run had"
     )
-    options.add_argument("--layout", metavar="NAME", help="diswot8, diswot9, kd_zero or akd")
+    options.add_argument("--layout", metavar="NAME", help="diswot8, diswot9 or kd_zero")
     options.add_argument(
         "--tables", default=os.environ.get("EVOKD_DATA"), metavar="DIR", help="published tables, EVOKD_DATA if not given"
     )

@@ -18,6 +18,7 @@ from evokd.config import read_config
 from evokd.errors import EvokdError
 from evokd.evaluate.tabular import Table
 from evokd.journal import individuals, read_events
+from evokd.report.papers import diswot9, kd_zero
 
 TYPES = {  # method → type, in the order of the table
     "RS": "multi-trial", "RL": "multi-trial", "BOHB": "multi-trial", "RSPS": "weight-sharing", "GDAS": "weight-sharing",
@@ -278,4 +279,4 @@ def diswot8(folders: Sequence[Path], table: Table | None) -> tuple[list[str], st
     return as_text(laid), as_csv(laid), as_latex(laid)
 
 
-LAYOUTS = {"diswot8": diswot8}
+LAYOUTS = {"diswot8": diswot8, "diswot9": diswot9, "kd_zero": kd_zero}
