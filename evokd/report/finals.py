@@ -34,7 +34,10 @@ def rows_of(events: Iterable[dict]) -> list[Row]:
         row = event["row"].removesuffix(SIMPLEST) if event["row"] == first else event["row"]
         entries.setdefault(row, Entry(row, event.get("text"), event.get("gamma")))
         values.setdefault(row, []).append(math.nan if accuracy is None else accuracy)
-    reference = next((row for start in REFERENCES for row in values if row.startswith(start)), None)
+    reference = next(
+        (row for row in values if row.endswith(" alone") and "labels" not in row),  # a published loss to which terms were evolved
+        next((row for start in REFERENCES for row in values if row.startswith(start)), None),
+    )
     base = values.get(reference, [])
     whole = {row: row != reference and len(told) == len(base) for row, told in values.items()}
     return [row_of(entry, values[row], base if whole[row] else None) for row, entry in entries.items()]
