@@ -112,7 +112,7 @@ def _compared(folder: Path) -> list[Ran]:
 
 
 def _trained(folder: Path) -> list[Ran]:
-    from evokd.training.run import read_order
+    from evokd.training.order import read_order
 
     order = read_order(folder)
     values = [e["metrics"]["top1"] for e in read_events(folder) if e["event"] == "seed" and e["status"] == "ok"]
