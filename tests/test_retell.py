@@ -25,13 +25,18 @@ def outside(page: str) -> list[str]:
     return re.findall(r"(?:src|href)=[\"'](?!#|data:)[^\"']*|url\((?!#|data:)[^)]*", page)
 
 
+def unnamed(page: str) -> str:
+    """Without the ids of clipping regions: the layout's solver differs in a last digit from call to call, and they are hashes of it."""
+    return re.sub(r"p[0-9a-f]{10}", "", page)
+
+
 def test_the_cheap_report_is_that_of_the_search(folder):
     page = folder / "report.html"
-    before = page.read_text(encoding="utf-8")
+    before = unnamed(page.read_text(encoding="utf-8"))
     journal = (folder / "events.jsonl").read_bytes()
     told = retell(folder, *QUIET, ablation=False, pictures=False)
     assert told.page == page
-    cheap = page.read_text(encoding="utf-8")
+    cheap = unnamed(page.read_text(encoding="utf-8"))
     assert cheap[: cheap.index("<h2>Finals")] == before[: before.index("<h2>Finals")]
     assert cheap[cheap.index("<h2>Search") :] == before[before.index("<h2>Search") :]
     assert (folder / "events.jsonl").read_bytes() == journal
