@@ -32,11 +32,22 @@ def test_the_variants_are_those_of_a_hand_list():
     ]
 
 
-def test_a_single_term_is_not_removed_and_what_does_not_fit_says_so():
+def test_a_single_term_is_not_removed_and_each_transform_is_by_itself():
     assert [v.change for v in variants("3*cosine(transpose(logits))")] == ["weight halved", "weight doubled", "without transpose"]
     assert [v.text for v in variants("crd")] == ["0.5*crd", "2*crd"]
-    broken = [v for v in variants("l2(student.temper(norm_C(mm(features[-1])), tau=2))") if v.text is None]
-    assert all(v.why.startswith("what is left does not fit") for v in broken)
+    first, second = (v for v in variants("l2(mm(transpose(logits)))") if v.change.startswith("without"))
+    assert (first.text, second.text) == ("l2(transpose(logits))", "l2(mm(logits))")
+
+
+def test_what_is_left_and_does_not_fit_says_so():
+    bare = next(v for v in variants("25*smooth_l1(meannorm(pdist(embedding)))") if v.change == "without pdist")
+    assert bare.text is None
+    assert bare.why == "what is left does not fit: expected meannorm to be given relation or columns, got rows from embedding"
+
+
+def test_of_two_arguments_the_other_one_stays():
+    found = [v.text for v in variants("frobenius(norm_all(gram_C(class_gradient(norm_C(logits), embedding))))")]
+    assert "frobenius(norm_all(gram_C(class_gradient(logits, embedding))))" in found
 
 
 @pytest.mark.parametrize("text", [LOSS, "30*pearson(transpose(norm_C(logits)))", "kl(teacher.temper(logits, tau=2), tau=4)"])

@@ -22,16 +22,20 @@ def network(seed=0, classes=3):
 def case():
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     net = network()
-    return net, plan_taps(net, images, ["0.3"]), images, torch.tensor([0, 1, 2, 1])
+    return net, plan_taps(net, images, ["0.1"]), images, torch.tensor([0, 1, 2, 1])
 
 
 def by_hand(net, image, label, plus):
-    """One image at a time, with exp z as the score in Grad-CAM++, as its paper has it."""
-    features = net[0](image[None]).detach().requires_grad_()
-    logit = net[3](net[2](net[1](features)))[0, label]
+    """One image at a time, with exp z as the score in Grad-CAM++, as its paper has it; of the first ReLU, where the gradient varies."""
+
+    def rest(features):
+        return net[3](net[2](net[1](net[0][2:](features))))[0, label]
+
+    features = net[0][:2](image[None]).detach().requires_grad_()
+    logit = rest(features)
     (grad,) = torch.autograd.grad(torch.exp(logit) if plus else logit, features)
     if plus:
-        (g,) = torch.autograd.grad(net[3](net[2](net[1](features)))[0, label], features)
+        (g,) = torch.autograd.grad(rest(features), features)
         below = 2 * g**2 + g**3 * features.sum((2, 3), keepdim=True)
         alpha = torch.where(g == 0, torch.zeros(()), g**2 / below)
         weight = (alpha * F.relu(grad)).sum((2, 3))
