@@ -312,3 +312,99 @@ def test_a_soak_leaves_memory_and_files_as_they_were(tmp_path):
     print(f"{count} candidates: growth {['%.1f %%' % (100 * g) for g in growth]}, files {opened}")
     assert max(growth) <= 0.05
     assert len(set(opened)) == 1
+
+
+LOSSES = ("kl(logits, tau=4)", "30*pearson(transpose(logits))", "l2(features[-1])", "0.3*cosine(embedding) + kl(logits, tau=2)")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_soak_of_real_trainings_leaves_memory_and_files_as_they_were(tiny):
+    """EVOKD_SOAK trainings of a few steps on digits (default 2,000) by two workers, every one with another seed."""
+    from evokd.evaluate.distill import Job
+    from evokd.genome.codec import to_names
+    from evokd.losses import parse_loss
+    from evokd.problem import open_problem
+
+    count = int(os.environ.get("EVOKD_SOAK", "2000"))
+    problem = open_problem(make_config(tiny | {"workers": 2}), lambda line: None)
+    trees, sizes, opened = [tuple(to_names(parse_loss(text))) for text in LOSSES], [], []
+    for part in range(10):
+        seeds = range(part * count // 10, (part + 1) * count // 10)
+        outcomes = list(problem.executor.map([Job(trees[n % len(trees)], (n,)) for n in seeds]))
+        gc.collect()
+        assert {o.status.value for o in outcomes} <= {"OK", "DIVERGED"}
+        pids = (os.getpid(), *(w.process.pid for w in problem.executor._workers))
+        sizes.append([resident(pid) for pid in pids])
+        opened.append([len(os.listdir(f"/proc/{pid}/fd")) for pid in pids])
+    problem.executor.close()
+    growth = [late / early - 1 for early, late in zip(sizes[0], sizes[-1], strict=True)]
+    print(f"{count} trainings: growth {['%.1f %%' % (100 * g) for g in growth]}, files {opened[0]} to {opened[-1]}")
+    assert max(growth) <= 0.05
+    assert all(each == opened[0] for each in opened)
+
+
+def served(folder: Path, port: int):
+    """An MLflow server of this machine, once it answers."""
+    import subprocess
+    import sys
+    import urllib.request
+
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", str(folder / "artifacts")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return process
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_server_that_is_killed_in_the_midst_of_a_run_is_filled_in_when_it_is_back(tiny, tmp_path, capsys, monkeypatch):
+    import signal
+
+    import mlflow
+
+    from evokd.commands.track import main
+    from evokd.report.terminal import Terminal as Told
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    uri, server, generation = f"http://127.0.0.1:{port}", served(tmp_path, port), Told.generation
+
+    def kill(self, search, summary):
+        if summary["generation"] == 1:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        generation(self, search, summary)
+
+    monkeypatch.setattr(Told, "generation", kill)
+    result = evolve_distiller(**tiny | {"tracking_uri": uri, "baselines": False, "seed": 44, "generations": 3}, quiet=False)
+    said = capsys.readouterr().err
+    assert said.count("tracking stopped, the search goes on") == 1
+    assert [e["generation"] for e in read_events(result.run) if e["event"] == "generation"] == [0, 1, 2]
+
+    def mirrored():
+        client = mlflow.MlflowClient(uri)
+        (experiment,) = client.search_experiments(filter_string="name LIKE 'distiller/%'")
+        runs = client.search_runs([experiment.experiment_id])
+        (parent,) = [r for r in runs if r.data.tags["evokd.kind"] == "search"]
+        history = client.get_metric_history(parent.info.run_id, "best")
+        artifacts = sorted(f.path for f in client.list_artifacts(parent.info.run_id))
+        return parent.info.status, sorted(m.step for m in history), sorted(r.info.run_name for r in runs), artifacts
+
+    server = served(tmp_path, port)
+    try:
+        assert main(["sync", str(result.run)]) == 0
+        first = mirrored()
+        assert first[:2] == ("FINISHED", [0, 1, 2])
+        assert {"events.jsonl", "report.html", "best"} <= set(first[3])
+        assert main(["sync", str(result.run)]) == 0
+        assert mirrored() == first
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
