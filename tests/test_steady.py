@@ -9,9 +9,11 @@ from evokd.config import make_config
 from evokd.controllers import check_controller
 from evokd.errors import EvokdError
 from evokd.evolve import parser
-from evokd.executor import Serial, Workers
+from evokd.executor import Serial, Terms, Workers
 from evokd.genome.codec import to_names
+from evokd.genome.individual import Outcome, Status
 from evokd.journal import Journal, individuals, read_events, read_outcome, without_clock
+from evokd.resume import Place
 from evokd.run import Budget, Search, replay
 from evokd.search.ageing import AgeingEvolution
 from evokd.search.evolution import Evolution
@@ -19,6 +21,7 @@ from evokd.search.front import FrontEvolution
 from evokd.search.local import LocalSearch
 from evokd.search.random import RandomSearch
 from evokd.search.reinforce import Reinforce
+from evokd.trainings import Trainings
 from tests.toy import gate, open_judge, toy_grammar
 
 GRAMMAR = toy_grammar()
@@ -173,3 +176,15 @@ def test_what_looks_at_whole_generations_is_refused(more, got):
 def test_the_command_line_takes_a_lag_and_an_engine(task):
     given = vars(parser().parse_args([task, "--lag", "4", "--engine", "ray"]))
     assert (given["lag"], given["engine"]) == (4, "ray")
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_trainings_of_the_next_generation_outlive_the_end_of_one(tmp_path, steady):
+    """They are going on, and some of them done, while the journal has none of them."""
+    terms = Terms(trainings=Trainings(tmp_path))
+    terms.trainings.keep(["ahead"], Outcome(Status.OK, 1.0))
+    Place(tmp_path, None, [], terms, steady=steady).generation_over()
+    terms.trainings.close()
+    again = Trainings(tmp_path, go_on=True)
+    assert (again.find(["ahead"]) is not None) == steady
+    again.close()
