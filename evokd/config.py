@@ -16,8 +16,8 @@ from evokd.errors import EvokdError, closest
 
 # What may differ when a run goes on: how long it searches, where, and how it is watched.
 MAY_CHANGE = frozenset(
-    {"generations", "budget_evals", "budget_seconds", "finals", "workers", "device", "out", "tracking_uri", "children", "cache"}
-    | {"timeout_seconds", "memory_gib", "engine", "ray_address", "ray_gpus"}
+    {"generations", "budget_evals", "budget_seconds", "budget_epochs", "budget_gpu_hours", "finals", "workers", "device", "out"}
+    | {"tracking_uri", "children", "cache", "timeout_seconds", "memory_gib", "engine", "ray_address", "ray_gpus"}
 )
 TABLES = ("protocol", "funnel")  # of the file
 ETA = 3  # of Hyperband (Li et al., JMLR 2018): a bracket's rung trains three times as long as the one before, for a third as many
@@ -105,6 +105,10 @@ class Config(BaseModel):
     population: int = Field(12, ge=2)
     budget_evals: int | None = Field(None, ge=1, description="stop after so many trainings")
     budget_seconds: float | None = Field(None, gt=0, description="stop at the end of the generation in which it is spent")
+    budget_epochs: float | None = Field(
+        None, gt=0, description="stop at the end of the generation in which so many epochs are trained: steps × batch / images"
+    )
+    budget_gpu_hours: float | None = Field(None, gt=0, description="the same with hours of the device that trains")
     base: str | None = Field(None, description="a loss that is kept, to which terms are evolved: known name, text or loss.json")
     operators: tuple[str, ...] = Field((), description="users' own operators, path.py:function")
     seed_with: tuple[str, ...] = Field((), description="losses of the first generation: known names, texts or loss.json files")

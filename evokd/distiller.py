@@ -168,8 +168,7 @@ class _Session:
     def __init__(self, problem: Problem, controller: Controller, place: Place, terminal: Terminal, own: bool) -> None:
         self.problem, self.config, self.place, self.terminal, self.own = problem, problem.config, place, terminal, own
         self.folder, config = place.folder, problem.config
-        limits = config.generations, config.population, config.budget_evals, config.budget_seconds
-        self.budget = Budget(*limits, config.share)
+        self.budget = Budget.of(config, config.share)
         self.search = arm(problem, config.controller, controller, self.budget, config.seed)
         kept = go_on(self.search, place, tree_from_names)
         self.search.gate.recall(admitted(self.search.individuals))
@@ -205,7 +204,7 @@ class _Session:
         ]
         self.journal.write("end", best=chosen[0].text)
         files += write_end(self.folder)
-        self.mirror.finish(rows, [*files, self.journal.path])
+        self.mirror.finish(rows, [*files, self.journal.path], chosen[0])
         self.place.terms.trainings.remove()
         self.terminal.closing(self.search, chosen[0], rows, [*self.tables(sizes), *self.hints()], self.mirror.command)
         return Result(chosen[0].text, front, self.folder, rows)
@@ -229,7 +228,7 @@ class _Session:
 
     def baselines(self) -> dict[str, Entry]:
         """What the search has to beat, on the same protocol and budget."""
-        spent = replace(self.budget, evaluations=self.search.trained)  # a clock may have ended the search early
+        spent = replace(self.budget, evaluations=self.search.trained, epochs=None)  # a clock may have ended the search early
         known = baselines(self.problem, spent, self.terminal) if self.config.baselines else {}
         for name, entry in known.items():
             self.journal.write("baseline", **asdict(entry) | {"name": name}, trials=spent.total)

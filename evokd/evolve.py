@@ -59,6 +59,7 @@ def _distiller_options(tasks) -> argparse.ArgumentParser:
     search.add_argument(
         "--budget-seconds", type=float, metavar="S", help="stop after the generation in which S seconds are spent"
     )
+    _long_budgets(search)
     search.add_argument(
         "--seed-with", action="append", metavar="LOSS", help="known name, text or loss.json for the first generation"
     )
@@ -131,6 +132,7 @@ def _student_options(tasks) -> argparse.ArgumentParser:
         metavar="S",
         help="stop after the generation in which S seconds are spent; simulated ones with a table",
     )
+    _long_budgets(search)
     search.add_argument("--seed", type=int, metavar="N")
     search.add_argument("--cache", metavar="DIR", help="reuse outcomes of other runs; counted budgets stay as they are")
     _run_options(student, "-s promote=0.5")
@@ -165,6 +167,12 @@ def _joint_options(tasks) -> argparse.ArgumentParser:
     joint.add_argument("--quiet", action="store_true")
     joint.add_argument("-s", dest="overrides", action="append", metavar="KEY=VALUE", help="any setting of a search for a loss")
     return joint
+
+
+def _long_budgets(search) -> None:
+    """In units that do not depend on the size of a training."""
+    search.add_argument("--budget-epochs", type=float, metavar="E", help="the same with epochs, those of rungs included")
+    search.add_argument("--budget-gpu-hours", type=float, metavar="H", help="the same with hours of the device that trains")
 
 
 def _run_options(task: argparse.ArgumentParser, example: str) -> None:

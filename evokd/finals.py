@@ -115,6 +115,7 @@ def final_rows(entries: Sequence[Entry], reference: str, executor, seeds: Sequen
             seed=seed,
             status=outcome.status.value,
             metrics=metrics,
+            **({"reference": True} if entry.name == reference else {}),
         )
         found[entry.text, entry.gamma].append(metrics.get("accuracy", math.nan))
     base = next(found[e.text, e.gamma] for e in entries if e.name == reference)

@@ -74,6 +74,17 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def state_of(folder: Path, events: Sequence[Mapping]) -> str:
+    """Of a run, from its events and its lock: finished, going, or stopped by whatever ended it."""
+    if events and events[-1]["event"] == "end":
+        return "finished"
+    try:
+        with locked(folder):
+            return "stopped"
+    except EvokdError:
+        return "going"
+
+
 def check_drift(
     folder: Path, config: Config, space: str, key: str, events: Sequence[Mapping], accept: bool, warn: Callable[[str], None]
 ) -> list[str]:

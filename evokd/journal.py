@@ -37,22 +37,7 @@ class Journal:
         )
 
     def individual(self, individual: Individual, key: str, text: str) -> None:
-        outcome = individual.outcome
-        self.write(
-            "individual",
-            id=individual.id,
-            generation=individual.generation,
-            op=individual.op,
-            parents=list(individual.parents),
-            key=key,
-            text=text,
-            tree=to_names(individual),
-            status=outcome.status.value,
-            fitness=outcome.fitness,
-            reason=outcome.reason,
-            metrics=outcome.metrics,
-            seconds=round(outcome.seconds, 3),
-        )
+        self.write("individual", **candidate(individual, key, text))
 
     def sync(self) -> None:
         self._lines.sync()
@@ -63,6 +48,25 @@ class Journal:
 
     def close(self) -> None:
         self._lines.close()
+
+
+def candidate(individual: Individual, key: str, text: str) -> dict[str, Any]:
+    """What the journal tells of an individual with an outcome."""
+    outcome = individual.outcome
+    return {
+        "id": individual.id,
+        "generation": individual.generation,
+        "op": individual.op,
+        "parents": list(individual.parents),
+        "key": key,
+        "text": text,
+        "tree": to_names(individual),
+        "status": outcome.status.value,
+        "fitness": outcome.fitness,
+        "reason": outcome.reason,
+        "metrics": outcome.metrics,
+        "seconds": round(outcome.seconds, 3),
+    }
 
 
 def read_events(folder: Path) -> list[dict]:

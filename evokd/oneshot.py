@@ -10,7 +10,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,22 @@ from evokd.data import Data, read_data
 from evokd.errors import EvokdError, unknown
 from evokd.evaluate.shared_weights import SharedWeights, judge_on
 from evokd.evaluate.students import StudentJob
-from evokd.finals import interval
+from evokd.finals import Entry, Row, interval
 from evokd.folder import new_folder
 from evokd.genome.codec import to_names
+from evokd.mirror import VERBATIM, accuracy_of, final_of, params_of, tags_of
 from evokd.problem import check_writable, pick_device, transfer_set
 from evokd.report.terminal import Terminal
 from evokd.run import evaluation_seeds
 from evokd.search.random import RandomSearch
+from evokd.store import Generation
 from evokd.streams import stream
 from evokd.student_problem import StudentProblem, open_student_problem
 from evokd.students import read_student_space
 from evokd.students.nas_bench_201 import is_dead, read
 from evokd.students.oneshot import METHODS, Recipe, search, supernet
 from evokd.students.space import Genome, StudentSpace
+from evokd.tracker import open_tracker
 
 VERSION = 1
 UNDECIDED = 0.05  # above the 0.2 of five operators alike, on the mean edge
@@ -62,18 +66,45 @@ def run(
         check_writable(Path(config.out))
         folder = new_folder(config, data.name, f'task = "student"\nspace = {json.dumps(config.space)}\n')
         terminal.say(f"evokd · {data.name} ({len(data.train)} images) · {method}, {_size(space)}\nrun {folder}\n")
-        result = _searched(method, space, data, recipe, samples, config, terminal)
-        _write(folder, result)  # what the finals cost must not cost the search
-        if problem:
-            terminal.status(f"finals: {config.finals} fresh seeds, told on test")
-            result["distilled"] = _distilled(problem, space.read(result["architecture"]), terminal)
-            _write(folder, result)
+        with _mirrored(config, recipe, folder, data.name, terminal.warn) as tell:
+            result = _searched(method, space, data, recipe, samples, config, terminal)
+            _write(folder, result)  # what the finals cost must not cost the search
+            if problem:
+                terminal.status(f"finals: {config.finals} fresh seeds, told on test")
+                result["distilled"] = _distilled(problem, space.read(result["architecture"]), terminal)
+                _write(folder, result)
+            tell(result)
     finally:
         terminal.done()
         if problem:
             problem.executor.close()
     terminal.say("\n".join([*told(result), f"{folder / 'result.json'}"]))
     return folder
+
+
+@contextmanager
+def _mirrored(
+    config: StudentConfig, recipe: Recipe, folder: Path, data: str, warn: Callable[[str], None]
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """One search in MLflow; yields what takes its result: the supernet's curve, the cell, and what it reaches on test."""
+    tracker = open_tracker(config.tracking_uri, folder.parent, f"oneshot/{data}", warn)
+    params = params_of(config, {}) | {f"recipe.{name}": value for name, value in asdict(recipe).items()}
+    tags = tags_of(config, folder) | {"evokd.kind": "oneshot", "evokd.state": "going"}
+    tracker.start(folder.name, params, tags, [folder / name for name in VERBATIM])
+
+    def tell(result: Mapping[str, Any]) -> None:
+        name, values = f"{config.controller}, distilled", tuple(result.get("distilled", ()))
+        rows = [Row(Entry(name, result["architecture"]), values)] if values else []
+        curve = [("train_ce", value, step) for step, value in result["curve"]]
+        tracker.generation(Generation(0, curve, {"evokd.best": result["architecture"]}))
+        for row in rows:
+            tracker.child(final_of(row))
+        tracker.files([folder / "result.json"])
+        figures = {name: result[name] for name in ("parameters", "depth", "search_seconds", "shared_accuracy")}
+        tracker.finish("FINISHED", figures | accuracy_of(rows))
+
+    with tracker.until_the_end():
+        yield tell
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from evokd.steady import Steady
 from evokd.streams import derive, stream
 
 if TYPE_CHECKING:
+    from evokd.config import Config, Protocol
     from evokd.problem import Problem
 
 PATIENCE = 40  # proposals a wanted candidate before a generation is closed short: the space is exhausted
@@ -30,9 +31,9 @@ PATIENCE = 40  # proposals a wanted candidate before a generation is closed shor
 
 @dataclass(frozen=True)
 class Budget:
-    """Whichever comes first. `seconds` is looked at between generations, so that a generation is never torn by a clock.
+    """Whichever comes first. `seconds` and `epochs` are looked at between generations, so that none is torn.
 
-    `share` is the part of a generation that its screen lets through.
+    `share` is the part of a generation that its screen lets through. An epoch is as many images as the transfer set has.
     """
 
     generations: int
@@ -40,6 +41,19 @@ class Budget:
     evaluations: int | None = None
     seconds: float | None = None
     share: float = 1.0
+    epochs: float | None = None
+
+    @classmethod
+    def of(cls, config: Config, share: float) -> Budget:
+        """What a configuration sets. A search has one device, on which an hour of the clock is an hour of the device."""
+        clocks = [config.budget_seconds, 3600 * config.budget_gpu_hours if config.budget_gpu_hours else None]
+        seconds = min((clock for clock in clocks if clock), default=None)
+        return cls(config.generations, config.population, config.budget_evals, seconds, share, config.budget_epochs)
+
+    def spent(self, search: Search) -> bool:
+        """Whether a search has used up its seconds or its epochs."""
+        used = (search.clock, self.seconds), (search.epochs, self.epochs)
+        return any(limit is not None and value >= limit for value, limit in used)
 
     @property
     def total(self) -> int:
@@ -73,6 +87,7 @@ class Search:
         identity: text that is the same for candidates of one meaning; the written form if None.
         screen: looks at a generation's sound candidates together and settles those that shall not be evaluated.
         ledger: what gates and screen did since it was last called, as plain data.
+        price: epochs that the screen has cost since it was last called, and that the full training of a batch costs.
         notice: called with a summary after each generation, and with None after each candidate.
         history: the summaries of all generations.
         lag: L of the steady state; 0 is generation by generation.
@@ -89,6 +104,7 @@ class Search:
     recorded: dict[str, Outcome] = field(default_factory=dict)
     screen: Callable[[Sequence[Individual]], None] = lambda batch: None
     ledger: Callable[[], dict] = dict
+    price: Callable[[Sequence[Individual]], float] = lambda batch: 0.0
     trim: Callable[[Sequence], list] = list
     text: Callable[[Individual], str] | None = None
     identity: Callable[[Individual], str] | None = None
@@ -99,6 +115,7 @@ class Search:
     generation: int = 0
     clock: float = 0.0
     lag: int = 0
+    epochs: float = 0.0
 
     def __post_init__(self) -> None:
         self.text = self.text or self.grammar.write
@@ -117,7 +134,7 @@ class Search:
         """All individuals, once the budget is spent or the space is."""
         if self.lag:
             return Steady(self).run()
-        while self.generation < self.budget.generations and self.clock < (self.budget.seconds or float("inf")):
+        while self.generation < self.budget.generations and not self.budget.spent(self):
             wanted = self.budget.wanted(self.trained)
             if wanted <= 0 or not self.step(wanted):
                 break
@@ -129,6 +146,7 @@ class Search:
         batch, counts = self.propose(wanted)
         self.screen([individual for individual in batch if individual.outcome is None])
         trained = [individual for individual in batch if individual.outcome is None]
+        self.spend(trained)
         outcomes = self.outcomes(trained)
         for individual in batch:
             if individual.outcome is None:
@@ -186,6 +204,10 @@ class Search:
             known = self.recorded.get(self.key(individual))
             yield known if known is not None else next(fresh)
 
+    def spend(self, trained: Sequence[Individual]) -> None:
+        """Count the epochs of the screen and of full trainings."""
+        self.epochs = round(self.epochs + self.price(trained), 6)
+
     def key(self, individual: Individual) -> str:
         return content_key((self.identity or self.grammar.write)(individual))
 
@@ -198,7 +220,7 @@ class Search:
         self.clock += seconds
         summary = summarise(self.standing.caught_up(), self.generation) | counts
         summary["cache_hits"] = counts["proposed"] - counts["new"]
-        summary |= {"trained": trained, "evaluations": self.trained, "funnel": ledger, "seconds": seconds}
+        summary |= {"trained": trained, "evaluations": self.trained, "epochs": self.epochs, "funnel": ledger, "seconds": seconds}
         best = summary["best_id"]
         summary["best_text"] = "" if best is None else self.text(self.individuals[best])
         self.history.append(summary)
@@ -256,6 +278,7 @@ def replay(
             if not search.lag:  # a steady search tells what it has settled when it goes on
                 search.controller.tell(list(search.standing.born(event["generation"])))
             search.generation, search.clock = event["generation"] + 1, search.clock + event["seconds"]
+            search.epochs = event.get("epochs", 0.0)
             search.history.append(event)
     for event in events[last + 1 :]:
         if event["event"] == "individual" and event["status"] != Status.REJECTED:
@@ -281,9 +304,16 @@ def arm(problem: Problem, name: str, controller: Controller, budget: Budget, see
 
     search = Search(name, problem.grammar, controller, funnel, evaluate, budget, seed, lag=config.lag)
     search.screen, search.ledger, search.trim, search.text = halving.screen, funnel.close, problem.trim, problem.text
+    search.price = priced(halving, config.protocol, problem.card["images"])
     if config.funnel.tune:
-        halving.tune = tuner(search, train, config.funnel.tune)
+        halving.tune = tuner(search, halving.counted, config.funnel.tune)
     return search
+
+
+def priced(halving: Halving, protocol: Protocol, images: int) -> Callable[[Sequence[Individual]], float]:
+    """What tells the epochs of rungs and full trainings: steps × batch / images each. Counted, not timed, whatever came of a training."""
+    each = protocol.steps * min(protocol.batch, images) / images
+    return lambda batch: each * (halving.settle_up() + sum(map(halving.due, batch)))
 
 
 def tuner(search: Search, train: Callable, trials: int) -> Callable[[Individual, float, Rung], dict]:

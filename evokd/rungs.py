@@ -41,11 +41,27 @@ class Halving:
     brackets: Sequence[Sequence[Rung]] = ()
     _done: dict[int, Outcome] = field(default_factory=dict)
     _figures: dict[int, dict] = field(default_factory=dict)
+    _spent: float = 0.0
 
     @property
     def share(self) -> float:
         """Of the candidates, that is trained in full."""
         return math.prod(rung.keep for rung in self.rungs)
+
+    def counted(self, jobs: Sequence[Training]) -> Iterator[Outcome]:
+        """Trainings before the full one, whose price is kept."""
+        self._spent += sum((last - first) * steps for _, (first, last), steps in jobs)
+        return self.train(jobs)
+
+    def settle_up(self) -> float:
+        """Full trainings with one seed that rungs and tuning have cost since the last call."""
+        spent, self._spent = self._spent, 0.0
+        return spent
+
+    def due(self, individual: Individual) -> int:
+        """Seeds with which a candidate is still to be trained in full."""
+        _, (first, last), _ = self.full(individual)
+        return last - first
 
     def screen(self, batch: Sequence[Individual]) -> None:
         """Rung by rung; those that do not go on are settled with their place, failures with their own outcome."""
@@ -61,7 +77,7 @@ class Halving:
         """The better part of a batch after one rung, in the order of proposal."""
         sound: list[tuple[float, Individual]] = []
         jobs = [(individual, (0, rung.seeds), rung.steps) for individual in batch]
-        for done, (individual, outcome) in enumerate(zip(batch, self.train(jobs), strict=True), 1):
+        for done, (individual, outcome) in enumerate(zip(batch, self.counted(jobs), strict=True), 1):
             self.say(f"rung {number}: {done}/{len(batch)}")
             if outcome.fitness is None:
                 figures = outcome.metrics | self._figures[individual.id]

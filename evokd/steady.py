@@ -67,7 +67,7 @@ class Steady:
     @property
     def late(self) -> bool:
         """Looked at between generations, where the clock moves."""
-        return self.search.clock >= (self.search.budget.seconds or float("inf"))
+        return self.search.budget.spent(self.search)
 
     def drop(self) -> None:
         """What is in flight, for which there is no time."""
@@ -107,6 +107,7 @@ class Steady:
         trained = [individual for individual in self.open.batch if individual.outcome.status is not Status.REJECTED]
         counts = {"proposed": 0, "new": 0, "sound": 0} | self.open.counts | {"finished": sum(i.ok for i in trained)}
         now = time.perf_counter()
+        self.search.spend(trained)
         self.search.close(counts, len(trained), now - self.start, self.open.ledger)
         self.open, self.start = Round([]), now
 

@@ -30,7 +30,7 @@ from evokd.report.lineage import write_end
 from evokd.report.page import write_report
 from evokd.report.terminal import Terminal
 from evokd.resume import Place, check_named, go_on, journal_of, listening, take_place
-from evokd.run import Budget, Search, evaluation_seeds
+from evokd.run import Budget, Search, evaluation_seeds, priced
 from evokd.rungs import Halving, Training
 from evokd.search.controller import Controller
 from evokd.search.random import RandomSearch
@@ -95,11 +95,13 @@ def student_search(problem: StudentProblem) -> Search:
     rungs = config.rungs if tier in ("distill", "train") else ()
     halving = Halving(rungs, len(seeds), train, funnel, brackets=config.brackets if rungs else ())
     share = promoted * (config.share if rungs else 1.0)
-    budget = Budget(config.generations, config.population, config.budget_evals, config.budget_seconds, share)
+    budget = Budget.of(config, share)
     search = Search(
         config.controller, problem.grammar, controller, lambda tree: "", evaluate, budget, config.seed, lag=config.lag
     )
     search.screen, search.ledger = screen, funnel.close
+    if tier in ("distill", "train"):
+        search.price = priced(halving, config.protocol, problem.card["images"])
     if problem.table:
         search.screen = lambda batch: problem.table.screen(search, batch)
     search.identity = problem.space.key
@@ -240,7 +242,7 @@ class _Session:
         files += [self.report(entry, best, rows, table), self.folder / "front.csv"]
         self.journal.write("end", best=entry.text)
         files += write_end(self.folder)
-        self.mirror.finish(rows, [*files, self.journal.path], figures)
+        self.mirror.finish(rows, [*files, self.journal.path], entry, figures)
         self.place.terms.trainings.remove()
         names = " ".join(path.name for path in files if path.parent.name == "best")
         speed = "latency {latency_ms:.2f} ms, {latency_ratio:.2f} × the human-designed student's"

@@ -101,7 +101,8 @@ def _measured(problem: StudentProblem, row: str, student: tuple[str, ...] | str,
     for seed, outcome in zip(seeds, problem.executor.map(jobs), strict=True):
         found.append(outcome.metrics.get("accuracy", math.nan))
         told = found[-1] if math.isfinite(found[-1]) else None
-        journal.write("final", row=row, seed=seed, status=outcome.status.value, accuracy=told)
+        reference = {"reference": True} if row == REFERENCE else {}
+        journal.write("final", row=row, seed=seed, status=outcome.status.value, accuracy=told, **reference)
     return found
 
 

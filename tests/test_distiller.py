@@ -22,7 +22,7 @@ from evokd.models.resnet import ResNet
 from evokd.report.terminal import Terminal
 from evokd.space import read_space
 
-LINEAGE = {"lineage.html", "lineage.svg", "lineage.png"}
+LINEAGE = {"lineage.html", "lineage.svg", "lineage.png", "lineage.graphml"}
 FILES = {
     "config.toml",
     "space.toml",

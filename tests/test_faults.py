@@ -197,12 +197,12 @@ def test_a_mirror_is_filled_in_after_an_outage_and_only_once(tiny, tmp_path, mon
     import mlflow
 
     from evokd.commands.track import main
-    from evokd.tracker import Tracker
+    from evokd.store import Store
 
     def refuse(self, summary):
         raise ConnectionError("connection refused")
 
-    monkeypatch.setattr(Tracker, "_generation", refuse)
+    monkeypatch.setattr(Store, "generation", refuse)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     result = evolve_distiller(**tiny | {"tracking_uri": uri, "baselines": False, "seed": 41}, quiet=False)
     said = capsys.readouterr().err

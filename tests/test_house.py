@@ -14,12 +14,14 @@ GROUND = {"errors", "streams", "config", "genome"}
 WINGS = {
     "meaning": {"space", "data", "models", "losses", "students", "scores", "evaluate"},
     "search": {"search"},
-    "memory": {"journal", "checkpoint", "tracker"},
+    "memory": {"journal", "checkpoint", "store", "tracker"},
 }
 DOORS = {
     "deap": ("genome/", "search/", "students/"),
     "sympy": ("losses/formula.py",),
-    "mlflow": ("tracker.py",),
+    "mlflow": ("store.py",),
+    "moocore": ("search/",),
+    "pyarrow": ("parquet.py",),
     "networkx": ("students/", "report/"),
     "optuna": ("search/tpe.py",),
     "timm": ("models/",),

@@ -17,9 +17,9 @@ SIZES = ["--channels", "4", "--cells", "1", "--steps", "3", "--batch", "16", "--
 SPACE = nas_bench_201.space(channels=4, cells=1)
 
 
-def called(out, method, *more):
+def called(out, method, *more, uri="none"):
     """(result, folder, what was said is the test's)."""
-    assert main([method, *SIZES, "--out", str(out), "--device", "cpu", *more]) == 0
+    assert main([method, *SIZES, "--out", str(out), "--device", "cpu", "-s", f"tracking_uri={uri}", *more]) == 0
     path = max(out.glob("*/result.json"), key=lambda p: p.stat().st_mtime_ns)
     return json.loads(path.read_text()), path.parent
 
@@ -57,7 +57,9 @@ def test_the_cell_is_distilled_with_the_final_seeds(tiny, tmp_path, capsys):
 
     out = Path(tiny["out"])
     more = ["--teacher", "resnet8w8", "--workers", "1", "-s", "teacher_epochs=3", "-s", "finals=2", "-s", "protocol.steps=4"]
-    result, folder = called(out, "gdas", *more)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    result, folder = called(out, "gdas", *more, uri=uri)
+    check_mirror(uri, folder, result)
     from evokd.config import read_config
     from evokd.evaluate.students import StudentJob
     from evokd.run import evaluation_seeds
@@ -69,6 +71,22 @@ def test_the_cell_is_distilled_with_the_final_seeds(tiny, tmp_path, capsys):
     seeds = evaluation_seeds(0, "final", 2)
     assert result["distilled"] == [judge(StudentJob(names, "distill", (seed,), "test")).fitness for seed in seeds]
     assert f"distilled {statistics.fmean(result['distilled']):.2f}" in capsys.readouterr().out
+
+
+def check_mirror(uri, folder, result):
+    """Configuration, curve of the supernet, cell, figures, a child for what it reaches on test."""
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("oneshot/digits").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`evokd.kind` = 'oneshot'")
+    assert (run.info.status, run.info.run_name, run.data.tags["evokd.best"]) == ("FINISHED", folder.name, result["architecture"])
+    assert run.data.metrics["test_accuracy"] == statistics.fmean(result["distilled"])
+    curve = [[m.step, m.value] for m in client.get_metric_history(run.info.run_id, "train_ce")]
+    assert curve == [[step, pytest.approx(value)] for step, value in result["curve"]]
+    (child,) = client.search_runs([experiment], "tags.`evokd.kind` = 'final'")
+    assert child.data.metrics["seeds"] == 2
+    assert {"result.json", "config.toml", "space.toml"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
 def test_rsps_takes_the_best_of_its_samples():

@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from evokd.genome.individual import Status
-from evokd.journal import individuals, read_events, without_clock
+from evokd.config import change_config
+from evokd.genome.individual import Outcome, Status
+from evokd.journal import Journal, individuals, read_events, without_clock
 from evokd.losses import parse_loss, write_loss
 from evokd.run import Budget, arm, evaluation_seeds
 from evokd.search.random import RandomSearch
@@ -171,3 +172,37 @@ def test_an_arm_trims_as_its_problem_does_and_not_without_the_gate(problem):
     for searched, left in ((problem, "l2(logits)"), (without, write_loss(tree))):
         search = arm(searched, "random", RandomSearch(searched.grammar), Budget(1, 2), 0)
         assert write_loss(search.trim(tree)) == left
+
+
+def epochs_of(problem, tmp_path, **config):
+    """Epochs after each generation of a search whose trainings are replaced by nothing."""
+
+    class Fast:
+        def map(self, jobs, ahead=None):
+            return (Outcome(Status.OK, 1.0, {"fitness_by_seed": [1.0] * len(job.seeds), "curve": []}) for job in jobs)
+
+    settings = change_config(problem.config, config)
+    searched = replace(problem, config=settings, executor=Fast())
+    search = arm(searched, "random", RandomSearch(searched.grammar), Budget.of(settings, settings.share), 3)
+    search.journal = Journal(tmp_path)
+    search.run()
+    return [summary["epochs"] for summary in search.history]
+
+
+def test_epochs_are_steps_times_batch_by_images_rungs_included(problem, tmp_path):
+    """A rung of 4 steps for 4 candidates, then 8 steps with 2 seeds for the 2 that are left; 16 images a step."""
+    more = {"population": 4, "protocol": {"repeats": 2}, "funnel": {"rungs": ((0.5, 1, 0.5),)}, "generations": 2}
+    each = (4 * 4 * 16 + 2 * 2 * 8 * 16) / problem.card["images"]
+    assert epochs_of(problem, tmp_path, **more) == [pytest.approx(each, abs=1e-5), pytest.approx(2 * each, abs=1e-5)]
+
+
+def test_a_budget_in_epochs_ends_with_the_generation_in_which_it_is_spent(problem, tmp_path):
+    each = 3 * 8 * 16 / problem.card["images"]
+    told = epochs_of(problem, tmp_path, generations=9, budget_epochs=1.5 * each)
+    assert told == [pytest.approx(each, abs=1e-5), pytest.approx(2 * each, abs=1e-5)]
+
+
+def test_hours_of_the_device_are_seconds_of_the_clock_whichever_is_less(problem):
+    limits = [{"budget_gpu_hours": 0.5}, {"budget_gpu_hours": 0.5, "budget_seconds": 7.0}, {}]
+    found = [Budget.of(change_config(problem.config, limit), 1.0).seconds for limit in limits]
+    assert found == [1800, 7, None]

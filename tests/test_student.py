@@ -34,7 +34,7 @@ from evokd.student_problem import open_student_problem, students_within
 from evokd.students import nas_bench_201, read_student_space
 from evokd.tabular_search import RUNS, open_table_problem
 
-LINEAGE = {"lineage.html", "lineage.svg", "lineage.png"}
+LINEAGE = {"lineage.html", "lineage.svg", "lineage.png", "lineage.graphml"}
 QUIET = Terminal(quiet=True)
 TABULAR = [name for name in CONTROLLERS if name not in OPTUNA or (name == "tpe" and find_spec("optuna"))]
 LIMIT = 4_000

@@ -1,114 +1,21 @@
-"""MLflow's mirror on a SQLite store, read back with MLflow's own client."""
+"""The mirror's thread: whatever becomes of MLflow, the search goes on."""
 
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from evokd.tracker import BATCH, TAG_LIMIT, Tracker, tracking_uri
-
-SUMMARY = {"best_id": 3, "median": 0.25, "proposed": 9, "best_text": "kl(logits, tau=4)"}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A parent run with two generations, two children and a file, and another that was killed."""
-    import mlflow
-
-    folder = tmp_path_factory.mktemp("mlflow")
-    (folder / "events.jsonl").write_text("{}\n")
-    uri, warnings = f"sqlite:///{folder / 'mlflow.db'}", []
-    tracker = Tracker(uri, "distiller/test", folder / "artifacts", warnings.append)
-    tracker.start(
-        "run", {"seed": 3, **{f"p{i}": i for i in range(BATCH + 5)}}, {"evokd.kind": "search"}, [folder / "events.jsonl"]
-    )
-    for generation, best in enumerate([90.0, 92.5]):
-        tracker.generation(SUMMARY | {"generation": generation, "best": best, "evaluations": 16 * (generation + 1)})
-    tracker.generation(SUMMARY | {"generation": 2, "best": None, "median": None, "evaluations": 40})
-    tracker.child("g000-i0003", {"expression": "a"}, {"evokd.parents": ""}, {"fitness": 90.0}, [(0, 2.0, 3.0), (5, 1.0, 2.0)])
-    tracker.child("g001-i0017", {"expression": "b" * 9000}, {"evokd.parents": "i0003,i0009"}, {"fitness": 92.5}, [])
-    tracker.finish("FINISHED", {"test_accuracy": 91.0}, {"evokd.state": "finished", "long": "x" * 9000})
-    killed = Tracker(uri, "distiller/test", folder / "artifacts", warnings.append)
-    killed.start("killed", {}, {}, [])
-    killed.finish("KILLED", {}, {"evokd.state": "killed"})
-    assert warnings == []
-    client = mlflow.MlflowClient(uri)
-    return client, client.get_experiment_by_name("distiller/test").experiment_id, tracker.run_id, killed.run_id, folder
-
-
-def history(client, run, key):
-    return [(m.step, m.value) for m in client.get_metric_history(run, key)]
-
-
-def test_generations_are_steps_of_the_parent(store):
-    client, _, run, _, _ = store
-    assert history(client, run, "best") == [(0, 90.0), (1, 92.5)]
-    assert history(client, run, "median") == [(0, 0.25), (1, 0.25)]
-    assert history(client, run, "evaluations") == [(0, 16), (1, 32), (2, 40)]
-
-
-def test_the_best_also_stands_against_evaluations(store):
-    client, _, run, _, _ = store
-    assert history(client, run, "best_by_evaluations") == [(16, 90.0), (32, 92.5)]
-
-
-def test_identifiers_are_no_metrics(store):
-    client, _, run, _, _ = store
-    data = client.get_run(run).data
-    assert "best_id" not in data.metrics
-    assert data.tags["evokd.best"] == "kl(logits, tau=4)"
-
-
-def test_parameters_beyond_one_batch_arrive(store):
-    client, _, run, _, _ = store
-    assert len(client.get_run(run).data.params) == BATCH + 6
-    assert client.get_run(run).data.params["seed"] == "3"
-
-
-def test_children_are_found_by_their_ancestors(store):
-    client, experiment, run, _, _ = store
-    (child,) = client.search_runs([experiment], "tags.`evokd.parents` LIKE '%i0003%'")
-    assert child.info.run_name == "g001-i0017"
-    nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run}'")
-    assert {c.info.run_name for c in nested} == {"g000-i0003", "g001-i0017"}
-    assert {c.info.status for c in nested} == {"FINISHED"}
-
-
-def test_a_child_keeps_its_learning_curve(store):
-    client, experiment, _, _, _ = store
-    (child,) = client.search_runs([experiment], "attributes.run_name = 'g000-i0003'")
-    assert history(client, child.info.run_id, "train_ce") == [(0, 2.0), (5, 1.0)]
-    assert history(client, child.info.run_id, "train_distill") == [(0, 3.0), (5, 2.0)]
-
-
-def test_long_values_are_cut_where_they_say_so(store):
-    client, experiment, run, _, _ = store
-    (child,) = client.search_runs([experiment], "attributes.run_name = 'g001-i0017'")
-    assert len(child.data.params["expression"]) == 6000
-    assert child.data.params["expression"].endswith("(cut; whole in events.jsonl)")
-    assert len(client.get_run(run).data.tags["long"]) == TAG_LIMIT
-
-
-def test_files_lie_in_the_artifacts_folder(store):
-    client, _, run, _, folder = store
-    assert [f.path for f in client.list_artifacts(run)] == ["events.jsonl"]
-    assert list((folder / "artifacts").rglob("events.jsonl"))
-
-
-def test_ends_are_told_apart(store):
-    client, _, run, killed, _ = store
-    assert client.get_run(run).info.status == "FINISHED"
-    assert client.get_run(run).data.metrics["test_accuracy"] == 91.0
-    assert client.get_run(killed).info.status == "KILLED"
-    assert client.get_run(killed).data.tags["evokd.state"] == "killed"
+from evokd.store import Child, Generation, Store
+from evokd.tracker import Tracker, open_tracker, tracking_uri
 
 
 def use(tracker: Tracker) -> None:
     tracker.start("run", {"a": 1}, {}, [])
-    for generation in range(5):
-        tracker.generation(SUMMARY | {"generation": generation, "best": 1.0, "evaluations": 1})
-    tracker.child("c", {}, {}, {}, [])
+    for step in range(5):
+        tracker.generation(Generation(step, [("best", 1.0, step)]))
+    tracker.child(Child("c", {}, {}))
     tracker.finish("FINISHED", {}, {})
 
 
@@ -127,7 +34,7 @@ def test_whatever_tracking_raises_is_said_once(monkeypatch, error):
     def fails(self, *args):
         raise error
 
-    monkeypatch.setattr(Tracker, "_start", fails)
+    monkeypatch.setattr(Store, "open", fails)
     warnings = []
     use(Tracker("sqlite://", "x", None, warnings.append))
     assert len(warnings) == 1
@@ -136,8 +43,8 @@ def test_whatever_tracking_raises_is_said_once(monkeypatch, error):
 
 def test_a_run_may_be_stopped_after_its_end(monkeypatch):
     """An error after the last call must not be covered by one of tracking."""
-    monkeypatch.setattr(Tracker, "_start", lambda self, *args: None)
-    monkeypatch.setattr(Tracker, "_finish", lambda self, *args: None)
+    monkeypatch.setattr(Store, "open", lambda self, *args: None)
+    monkeypatch.setattr(Store, "finish", lambda self, *args: None)
     tracker = Tracker("sqlite://", "x", None, pytest.fail)
     tracker.start("run", {}, {}, [])
     tracker.finish("FINISHED", {}, {})
@@ -156,6 +63,35 @@ def test_the_uri_is_the_configured_one_then_the_environments_then_sqlite_beside_
 
 
 def test_the_module_does_not_load_mlflow_before_it_tracks():
-    code = "import sys, evokd.tracker; print('mlflow' in sys.modules)"
+    code = "import sys, evokd.tracker, evokd.store; print('mlflow' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert told.stdout == "False\n"
+
+
+def test_without_a_store_nothing_is_called_and_no_thread_is_started(tmp_path):
+    before = threading.active_count()
+    tracker = open_tracker("none", tmp_path, "x", pytest.fail)
+    use(tracker)
+    assert (tracker.uri, tracker.run_id, threading.active_count()) == (None, "", before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_call_is_made_by_the_thread_of_the_driver(monkeypatch):
+    """No worker writes, and the search waits for none of it."""
+    threads = set()
+    for name in ("open", "generation", "child", "files", "finish"):
+        monkeypatch.setattr(Store, name, lambda self, *args: threads.add(threading.current_thread().name))
+    use(Tracker("sqlite://", "x", None, pytest.fail))
+    assert threads == {"mlflow"}
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+def test_what_is_cut_off_says_so_and_keeps_files(monkeypatch, tmp_path, error, status):
+    told = []
+    monkeypatch.setattr(Store, "open", lambda self, *args: None)
+    monkeypatch.setattr(Store, "files", lambda self, paths: told.append(list(paths)))
+    monkeypatch.setattr(Store, "finish", lambda self, *args: told.append(args))
+    tracker = Tracker("sqlite://", "x", None, pytest.fail)
+    with pytest.raises(error), tracker.until_the_end([tmp_path]):
+        raise error
+    assert told == [[tmp_path], (status, {}, {"evokd.state": status.lower()})]

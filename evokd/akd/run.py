@@ -58,11 +58,8 @@ def _mirrored(experiment: Experiment, run: Callable, tracking: str | None, name:
     """The results with their files, while MLflow looks on."""
     mirror = AkdMirror(experiment.plan, experiment.folder, tracking, name, experiment.terminal.warn)
     experiment.notice = mirror.training
-    try:
+    with mirror.tracker.until_the_end():
         results = run(experiment, notice=mirror.search)
-    except BaseException as error:
-        mirror.stop("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
     return results, write_results(experiment.folder, results), mirror
 
 

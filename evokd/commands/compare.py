@@ -111,6 +111,37 @@ def compare_bases(given: dict) -> int:
     return 0
 
 
+def compare_runs(given: dict) -> int:
+    """Overlay searches that were run already."""
+    from evokd.compare.runs import overlay, told, write_csv
+    from evokd.folder import fresh
+    from evokd.report.overlay import write_overlay
+
+    folders = [Path(run) for run in given["runs"]]
+    found = overlay(folders)
+    if given["csv"]:
+        write_csv(Path(given["csv"]), found)
+    target = Path(given["to"]) if given["to"] else fresh(folders[0].resolve().parent, "compare-runs")
+    target.mkdir(parents=True, exist_ok=True)
+    paths = write_overlay(target, found)
+    print("\n".join([*told(found), "", " " + "  ".join(map(str, paths))]))
+    return 0
+
+
+def _runs_options(commands) -> None:
+    runs = commands.add_parser(
+        "runs",
+        help="searches that were run already, overlaid: curves, fronts, what several found, building blocks",
+        description="Overlay searches by any controllers, finished, going or stopped, from their folders alone.",
+    )
+    runs.set_defaults(compare=compare_runs)
+    runs.add_argument("runs", nargs="+", metavar="RUN", help="run folders, two or more")
+    runs.add_argument("--csv", metavar="FILE", help="all of it as one long table")
+    runs.add_argument(
+        "--to", metavar="DIR", help="folder of compare-runs.html, .svg and .png; a new one beside the runs if not given"
+    )
+
+
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -257,4 +288,5 @@ def _options() -> argparse.ArgumentParser:
     _transfer_options(commands)
     _teachers_options(commands)
     _bases_options(commands)
+    _runs_options(commands)
     return top

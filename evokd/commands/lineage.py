@@ -16,7 +16,9 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("run", metavar="RUN", help="a run folder; the run may still be going, or have been stopped")
     options.add_argument("id", nargs="?", metavar="ID", help="a candidate instead of the winner, e.g. 142 or g004-i0142")
     options.add_argument("--all", action="store_true", help="draw all candidates, with the tree of this one lit up")
-    options.add_argument("--to", metavar="DIR", help="folder of lineage.html, .svg and .png; the run's own if not given")
+    options.add_argument(
+        "--to", metavar="DIR", help="folder of lineage.html, .svg, .png and .graphml; the run's own if not given"
+    )
     given = options.parse_args(arguments)
     return draw(Path(given.run), given.id, given.all, Path(given.to or given.run))
 

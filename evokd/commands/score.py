@@ -40,7 +40,27 @@ def rank_students(given: argparse.Namespace) -> int:
         write_csv(Path(given.csv), rows)
     if given.picture:
         draw_ranking(Path(given.picture), found, rows, column or next(iter(table.accuracies)))
+    _mirror(given, rows)
     return 0
+
+
+def _mirror(given: argparse.Namespace, rows: Sequence) -> None:
+    """The ranking in MLflow: a child a score, and the files that were asked for."""
+    from dataclasses import asdict
+
+    from evokd.folder import commit
+    from evokd.report.terminal import Terminal
+    from evokd.store import Child, at
+    from evokd.tracker import open_tracker
+
+    tracker = open_tracker(given.tracking_uri, Path(given.out), f"score/{given.against.partition(':')[0]}", Terminal().warn)
+    params = {name: value for name, value in vars(given).items() if name not in ("run", "out", "tracking_uri")}
+    tracker.start(f"rank {given.against}", params, {"evokd.kind": "score", "evokd.git": commit(), "evokd.state": "going"}, [])
+    for row in rows:
+        figures = {name: value for name, value in asdict(row).items() if name != "score"}
+        tracker.child(Child(row.score, {}, {"evokd.kind": "score-row"}, at(0, figures)))
+    tracker.files([Path(path) for path in (given.csv, given.picture) if path])
+    tracker.finish("FINISHED", {})
 
 
 def explain_student(given: argparse.Namespace) -> int:
@@ -103,6 +123,8 @@ def _options() -> argparse.ArgumentParser:
     rank.add_argument("--distinct", action="store_true", help="of students that are one network, written twice, the first alone")
     rank.add_argument("--workers", type=whole(1), default=1, metavar="N", help="processes, one a core; the values are the same")
     rank.add_argument("--csv", metavar="FILE")
+    rank.add_argument("--out", default="runs", metavar="DIR", help="home of mlflow.db")
+    rank.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
     rank.add_argument("--picture", metavar="FILE.png", help="ranks against accuracies, one small panel a score")
     explain = commands.add_parser("explain", help="what DisWOT compares in one student", formatter_class=looks)
     explain.set_defaults(run=explain_student)

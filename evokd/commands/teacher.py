@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from evokd.errors import EvokdError
+
+if TYPE_CHECKING:
+    from evokd.tracker import Tracker
+    from evokd.training.recipes import Recipe
+    from evokd.training.seed import Trained
 
 CLOSE = 0.1  # points by which the accuracy may differ from the card's: other devices round otherwise
 
@@ -23,6 +30,7 @@ def train(given: argparse.Namespace) -> int:
     from evokd.models.zoo import build
     from evokd.problem import check_writable, pick_device
     from evokd.report.terminal import Terminal
+    from evokd.tracker import open_tracker
     from evokd.training.order import Order, trained_on
     from evokd.training.recipes import read_recipe
     from evokd.training.seed import FullTraining
@@ -41,7 +49,12 @@ def train(given: argparse.Namespace) -> int:
     check_writable(path.parent)
     terminal = Terminal(given.quiet)
     checkpoint = path.with_suffix(".checkpoint")
-    trained = FullTraining(data, given.network, recipe, device=device).train(given.seed, checkpoint, terminal.status, given.stop)
+    tracker = open_tracker(given.tracking_uri, Path(given.out), f"teacher/{data.name}", terminal.warn)
+    with _mirrored(tracker, path.stem, vars(given), recipe) as tell:
+        trained = FullTraining(data, given.network, recipe, device=device).train(
+            given.seed, checkpoint, terminal.status, given.stop
+        )
+        tell(trained)
     terminal.done()
     more = {
         "accuracy": f"{trained.figures['top1']:.2f}",
@@ -54,6 +67,26 @@ def train(given: argparse.Namespace) -> int:
     checkpoint.unlink(missing_ok=True)
     terminal.say(f"{given.network} · {data.name}: {trained.figures['top1']:.2f} % on test\n{path}")
     return 0
+
+
+@contextmanager
+def _mirrored(tracker: Tracker, name: str, options: Mapping[str, Any], recipe: Recipe) -> Iterator[Callable[[Trained], None]]:
+    """One training in MLflow; yields what takes its end: curves by epoch, and figures on test."""
+    from dataclasses import asdict
+
+    from evokd.folder import commit
+    from evokd.progress import by_epoch
+    from evokd.store import Generation
+
+    def tell(trained: Trained) -> None:
+        tracker.generation(Generation(len(trained.epochs), by_epoch(trained.epochs)))
+        tracker.finish("FINISHED", {f"test_{name}": value for name, value in trained.figures.items()})
+
+    params = {name: options[name] for name in ("network", "data", "seed", "stop", "whole")}
+    params |= {f"recipe.{field}": value for field, value in asdict(recipe).items()}
+    tracker.start(name, params, {"evokd.kind": "teacher", "evokd.git": commit(), "evokd.state": "going"}, [])
+    with tracker.until_the_end():
+        yield tell
 
 
 def show(given: argparse.Namespace) -> int:
@@ -157,6 +190,7 @@ def _options() -> argparse.ArgumentParser:
     )
     trains.add_argument("--seed", type=int, default=0, metavar="N")
     trains.add_argument("--to", metavar="FILE.safetensors", help="OUT/teachers/NAME.safetensors if not given")
+    trains.add_argument("--tracking-uri", metavar="URI", help="MLflow; none switches it off")
     trains.add_argument("--quiet", action="store_true")
     lists = commands.add_parser("list", help="what the cards under OUT, or in the named folders, tell")
     lists.set_defaults(run=show)

@@ -28,7 +28,9 @@ from evokd.journal import Journal, cut, read_events, read_outcome
 from evokd.losses.language import tree_from_names
 from evokd.losses.own import load_operators
 from evokd.memory import kept_for_others
+from evokd.mirror import experiment_of, params_of, tags_of
 from evokd.problem import open_problem
+from evokd.progress import Progress
 from evokd.report.terminal import Terminal
 from evokd.resume import Place, terms_of
 from evokd.run import Budget, Search, arm, replay
@@ -39,11 +41,18 @@ from evokd.student_finals import TIERS
 from evokd.student_finals import choose as choose_student
 from evokd.student_problem import open_student_problem
 from evokd.tabular_search import open_table_problem
-from evokd.tracker import Tracker, tracking_uri
+from evokd.tracker import open_tracker
 
 DISTILLED, LABELS = "test accuracy, distilled", "test accuracy, labels alone"  # % of a winner trained again
 _commit = cache(commit)
-LONGER = ("generations", "budget_evals", "budget_seconds", "finals")  # settings that send a finished search on
+LONGER = (
+    "generations",
+    "budget_evals",
+    "budget_seconds",
+    "budget_epochs",
+    "budget_gpu_hours",
+    "finals",
+)  # settings that send a finished search on
 
 
 class Losses:
@@ -61,9 +70,8 @@ class Losses:
     def search(self, config: Config) -> Search:
         """The search of a controller and a seed, not yet run."""
         problem = replace(self.problem, config=config)
-        limits = config.generations, config.population, config.budget_evals, config.budget_seconds
         controller = make_controller(problem, self.seeds, default_toolbox)
-        return arm(problem, config.controller, controller, Budget(*limits, config.share), config.seed)
+        return arm(problem, config.controller, controller, Budget.of(config, config.share), config.seed)
 
     def recall(self, search: Search) -> None:
         """What a search that is resumed must be told besides its generations."""
@@ -225,41 +233,12 @@ def tracked(
     Yields:
         what takes the summary of a generation.
     """
-    tracker = _tracker(field, config, folder, warn)
-    if tracker is None:
-        yield lambda summary: None
-        return
-    status, figures = "FAILED", {}
-    try:
-        yield tracker.generation
-        status, figures = "FINISHED", finals_of(read_events(folder))
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        named = {row.replace(",", "").replace(" ", "_"): value for row, value in figures.items()}
-        tracker.finish(status, named, {"evokd.state": status.lower()})
-
-
-def _tracker(field: Losses | Students, config: Config, folder: Path, warn: Callable[[str], None]) -> Tracker | None:
-    """A run named after comparison and search, with the tag `evokd.compare`; None where nothing is tracked."""
-    out, problem = Path(config.out), field.problem
-    uri = tracking_uri(config.tracking_uri, out)
-    if uri is None:
-        return None
-    card, name = problem.card, f"{folder.parent.name}/{folder.name}"
-    local = out / "artifacts" if uri.startswith("sqlite") else None
-    tracker = Tracker(uri, f"{config.task}/{card['data']}-{card['teacher']}-{card['student']}", local, warn)
-    tags = {
-        "evokd.kind": "search",
-        "evokd.compare": folder.parent.name,
-        "evokd.controller": config.controller,
-        "evokd.space": problem.grammar.name,
-        "evokd.space_hash": problem.space_hash,
-        "evokd.git": _commit(),
-        "evokd.folder": name,
-        "evokd.state": "going",
-    }
-    protocol = {f"protocol.{key}": value for key, value in config.protocol.model_dump().items()}
-    tracker.start(name, config.model_dump(exclude={"protocol"}) | protocol | card, tags, [])
-    return tracker
+    problem, name, progress = field.problem, f"{folder.parent.name}/{folder.name}", Progress(config)
+    tracker = open_tracker(config.tracking_uri, Path(config.out), experiment_of(config, problem.card), warn)
+    about = {"evokd.compare": folder.parent.name, "evokd.folder": name, "evokd.git": _commit(), "evokd.state": "going"}
+    about |= {"evokd.space": problem.grammar.name, "evokd.space_hash": problem.space_hash}
+    tracker.start(name, params_of(config, problem.card), tags_of(config, folder) | about, [])
+    with tracker.until_the_end():
+        yield lambda summary: tracker.generation(progress.generation(summary, ()))
+        named = {row.replace(",", "").replace(" ", "_"): value for row, value in finals_of(read_events(folder)).items()}
+        tracker.finish("FINISHED", named)

@@ -11,7 +11,8 @@ from pathlib import Path
 from evokd.compare.loss_plan import Plan
 from evokd.compare.loss_tables import Compared
 from evokd.folder import commit
-from evokd.tracker import Tracker, tracking_uri
+from evokd.store import Child, at
+from evokd.tracker import Tracker, open_tracker
 
 FILES = ("losses.html", "losses.csv", "standings.csv", "tuning.csv", "accuracy.png", "ranks.png", "events.jsonl")
 
@@ -29,25 +30,15 @@ def mirrored(plan: Plan, folder: Path, card: dict, warn: Callable[[str], None]) 
     Yields:
         what takes the end of it; without a tracking URI that does nothing.
     """
-    out, uri = folder.parent, tracking_uri(plan.config.tracking_uri, folder.parent)
-    if uri is None:
-        yield lambda compared: None
-        return
     name = f"losses/{card['data']}-{card['teacher']}-{plan.students[0]}"
-    tracker = Tracker(uri, name, out / "artifacts" if uri.startswith("sqlite") else None, warn)
+    tracker = open_tracker(plan.config.tracking_uri, folder.parent, name, warn)
     tags = {"evokd.kind": "losses", "evokd.git": commit(), "evokd.folder": folder.name, "evokd.state": "going"}
     protocol = {f"protocol.{key}": value for key, value in plan.config.protocol.model_dump().items()}
     params = {k: getattr(plan, k) for k in ("students", "seeds", "trials", "best", "more", "searched")} | protocol | card
     tracker.start(folder.name, params, tags, [folder / "comparison.json", folder / "config.toml"])
-    status = "FAILED"
-    try:
+    with tracker.until_the_end():
         yield lambda compared: _tell(tracker, compared)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status, {}, {"evokd.state": status.lower()})
+        tracker.finish("FINISHED", {})
 
 
 def _tell(tracker: Tracker, compared: Compared) -> None:
@@ -64,6 +55,5 @@ def _tell(tracker: Tracker, compared: Compared) -> None:
                 "p_holm": row.holm,
             }
             tags = {"evokd.kind": "final", "evokd.expression": entrant.text or "cross-entropy alone", "evokd.row": row.name}
-            figures = {name: value for name, value in told.items() if math.isfinite(value)}
-            tracker.child(f"{pair}: {row.name}", asdict(entrant) | {"pair": pair}, tags, figures, [])
+            tracker.child(Child(f"{pair}: {row.name}", asdict(entrant) | {"pair": pair}, tags, at(0, told)))
     tracker.files([path for name in FILES if (path := compared.folder / name).exists()])

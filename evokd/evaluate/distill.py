@@ -30,6 +30,8 @@ from evokd.models.tapping import Tapped, TapPlan, logits_of
 from evokd.models.zoo import build, layout_of
 from evokd.streams import derive
 
+Curve = list[tuple[float, ...]]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -106,8 +108,8 @@ class Distiller:
         half.protocol = self.protocol.model_copy(update={"batch": max(self.protocol.batch // 2, 2)})
         return half
 
-    def train(self, job: Job, seed: int) -> tuple[dict[str, float], list[tuple[int, float, float]]]:
-        """(figures on the job's split, curve of (step, cross-entropy, distillation loss)).
+    def train(self, job: Job, seed: int) -> tuple[dict[str, float], Curve]:
+        """(figures on the job's split, curve of (step, cross-entropy, distillation loss, each of its terms if there are several)).
 
         Raises:
             DivergedError: if the loss or the student is not finite.
@@ -115,7 +117,7 @@ class Distiller:
         network, curve = self.fit(job, seed)
         return self.examine(network, job.split), curve
 
-    def fit(self, job: Job, seed: int) -> tuple[nn.Module, list[tuple[int, float, float]]]:
+    def fit(self, job: Job, seed: int) -> tuple[nn.Module, Curve]:
         """(trained student, its curve).
 
         Raises:
@@ -154,7 +156,7 @@ class Distiller:
         loss = compile_loss(tree_from_names(job.loss), *self.examples(tapped, live), seed=derive(seed, "connectors"))
         return loss.to(self.device)
 
-    def optimise(self, network, tapped, live, loss, gamma: float, job: Job, seed: int) -> list[tuple[int, float, float]]:
+    def optimise(self, network, tapped, live, loss, gamma: float, job: Job, seed: int) -> Curve:
         """The inner loop; the loss is read back only at ten points of the curve."""
         p, curve = self.protocol, []
         optimiser, schedule = self.optimiser(network, loss)
@@ -166,18 +168,19 @@ class Distiller:
             images, labels = self.bank.batch(index, view), self.bank.labels["train"][index]
             taps = tapped(images)
             hard = cross_entropy(taps.logits, labels) if gamma else taps.logits.new_zeros(())
-            soft = taps.logits.new_zeros(())
+            soft, terms = taps.logits.new_zeros(()), []
             if loss is not None:
                 with torch.no_grad():
                     shown = live(images) if live else self.bank.teacher_taps(index, view, needs)
-                soft = loss(taps, shown, labels, step / p.steps, noise, index)
+                terms = loss.by_term(taps, shown, labels, step / p.steps, noise, index)
+                soft = sum(terms)
             optimiser.zero_grad(set_to_none=True)
             (gamma * hard + soft).backward()
             nn.utils.clip_grad_norm_(weights, p.clip, foreach=True)
             optimiser.step()
             schedule.step()
             if step % max(p.steps // 10, 1) == 0 or step == p.steps - 1:
-                curve.append((step, hard.item(), soft.item()))
+                curve.append((step, hard.item(), soft.item(), *(term.item() for term in terms if len(terms) > 1)))
                 if not all(np.isfinite(curve[-1])):
                     raise DivergedError(f"loss {curve[-1][2]} at step {step}")
         return curve

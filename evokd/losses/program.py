@@ -175,7 +175,19 @@ class DistillLoss(nn.Module):
         generator: torch.Generator | None = None,
         index: Tensor | None = None,
     ) -> Tensor:
-        """Σ over terms, a scalar.
+        """Σ over terms, a scalar; see `by_term`."""
+        return sum(self.by_term(student, teacher, labels, progress, generator, index))
+
+    def by_term(
+        self,
+        student: Taps,
+        teacher: Taps,
+        labels: Tensor | None = None,
+        progress: float = 1.0,
+        generator: torch.Generator | None = None,
+        index: Tensor | None = None,
+    ) -> list[Tensor]:
+        """What each term contributes, weight included, as scalars in the order of `terms`.
 
         Args:
             student: taps of the network that learns.
@@ -192,7 +204,7 @@ class DistillLoss(nn.Module):
             labels = torch.full((student.logits.shape[0],), -1, device=student.logits.device)
         batch = Batch(student, teacher, labels, progress, generator, index)
         s, t = self._values(batch)
-        return sum(self._finish(finish, s, t, batch) for finish in self._finishes)
+        return [self._finish(finish, s, t, batch) for finish in self._finishes]
 
     def _values(self, batch: Batch) -> tuple[list, list]:
         """The values of all slots, of the student and of the teacher."""

@@ -17,12 +17,12 @@ from evokd.checkpoint import write_whole
 from evokd.errors import EvokdError
 from evokd.journal import read_events
 from evokd.lineage import Member, changes, duplicates, family, fitness_of, kind, tuning, winner
-from evokd.report.pedigree import SIZE, Card, Link, Picture, ancestry, arrange, blend, cut
+from evokd.report.pedigree import SIZE, Card, Link, Picture, ancestry, arrange, blend, cut, to_graphml
 
 PIXELS = 20_000  # of a PNG's longer side
 INK, MUTED, FAINT, RULE, RED, BAND = "#1a1a2e", "#5c6470", "#9aa2ae", "#c4ccd8", "#d1495b", "#f4f6fa"
 TINTS = {"founder": ("#dff3e4", "#1d6b3a"), "crossover": ("#ece3fa", "#5a2ca0"), "mutation": ("#fdebd3", "#8a4b08")}
-FILES = ("lineage.html", "lineage.svg", "lineage.png")
+FILES = ("lineage.html", "lineage.svg", "lineage.png", "lineage.graphml")
 _PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -37,7 +37,7 @@ def write_end(folder: Path) -> list[Path]:
 def write_lineage(
     target: Path, name: str, events: Sequence[dict], members: Mapping[int, Member], focus: int | None, everything: bool = False
 ) -> list[Path]:
-    """lineage.html, .svg and .png in a folder; their paths.
+    """lineage.html, .svg, .png and .graphml in a folder; their paths. The last is for Gephi, yEd, Cytoscape or networkx.
 
     Args:
         target: the folder, made if missing.
@@ -61,6 +61,7 @@ def write_lineage(
         part = paths[2].with_name(paths[2].name + ".part")
         part.write_bytes(to_png(picture, title))
         part.replace(paths[2])
+        write_whole(paths[3], to_graphml(members, shown))
     except OSError as error:
         raise EvokdError(str(target), "a folder that can be written", error.strerror or str(error)[:80]) from None
     return paths

@@ -79,6 +79,19 @@ def family_graph(members: Mapping[int, Member]) -> nx.DiGraph:
     return graph
 
 
+def to_graphml(members: Mapping[int, Member], shown: Collection[int]) -> str:
+    """Some candidates as a directed graph with expression, fitness, operator and change on every node, in GraphML."""
+    graph = family_graph(members).subgraph(sorted(shown)).copy()
+    for i in graph:
+        member = members[i]
+        fitness = {} if member.fitness is None else {"fitness": member.fitness}
+        copy = {} if member.copy_of is None else {"copy_of": member.copy_of}
+        change = "; ".join(map(str, changes(member, members)))
+        about = {"expression": member.text, "generation": member.generation, "operator": member.op, "status": member.status}
+        graph.nodes[i].update(about | fitness | copy | {"change": change})
+    return "\n".join(nx.generate_graphml(graph)) + "\n"
+
+
 def ancestry(focus: int, members: Mapping[int, Member]) -> set[int]:
     """A candidate and all it descends from."""
     return nx.ancestors(family_graph(members), focus) | {focus}

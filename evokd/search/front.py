@@ -94,3 +94,19 @@ def fronts(points: Sequence[Point]) -> list[list[Point]]:
     """Non-dominated fronts, each by falling crowding distance where selection has given one, then by age."""
     found = tools.sortNondominated(points, len(points)) if points else []
     return [sorted(front, key=lambda p: (-getattr(p.fitness, "crowding_dist", 0.0), p.individual.id)) for front in found]
+
+
+def undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (value, cost) pairs that none beats in value, greater is better, and in cost, less is better; the dearest first."""
+    kept: list[tuple[float, float]] = []
+    for value, cost in sorted(set(points), key=lambda point: (point[1], -point[0])):
+        if not kept or value > kept[-1][0]:
+            kept.append((value, cost))
+    return kept[::-1]
+
+
+def hypervolume(points: Sequence[tuple[float, float]], corner: Sequence[float]) -> float:
+    """Area that (value, cost) pairs dominate up to a corner of a least value and a greatest cost (Zitzler & Thiele 1998)."""
+    import moocore
+
+    return float(moocore.hypervolume(points, ref=corner, maximise=[True, False])) if points else 0.0

@@ -26,9 +26,11 @@ from evokd.journal import Journal, read_events
 from evokd.memory import machine
 from evokd.models.teachers import card_of, write_weights
 from evokd.problem import check_writable, pick_device
+from evokd.progress import by_epoch
 from evokd.report.terminal import Terminal
 from evokd.run import evaluation_seeds
-from evokd.tracker import Tracker, tracking_uri
+from evokd.store import Child, at
+from evokd.tracker import open_tracker
 from evokd.training.order import Opened, Order, open_order
 from evokd.training.recipes import Recipe
 from evokd.training.seed import Trained
@@ -99,9 +101,8 @@ class _Session:
     def __init__(self, opened: Opened, folder: Path, count: int, out: Path, tracking: str | None, terminal: Terminal) -> None:
         self.opened, self.order, self.folder, self.terminal = opened, opened.order, folder, terminal
         self.seeds = evaluation_seeds(self.order.seed, "full", count)
-        uri, artifacts = tracking_uri(tracking, out), out / "artifacts"
         name = f"full/{opened.card['data']}-{Path(self.order.teacher).stem or 'none'}-{self.order.student}"
-        self.tracker = Tracker(uri, name, artifacts if uri.startswith("sqlite") else None, terminal.warn) if uri else None
+        self.tracker = open_tracker(tracking, out, name, terminal.warn)
 
     def run(self) -> Path:
         events = _events(self.folder)
@@ -112,15 +113,13 @@ class _Session:
         try:
             self.journal.write("begin", count=len(self.seeds), card=self.opened.card, **self.surroundings())
             self.track()
-            for number, seed in enumerate(self.seeds):
-                if number not in self.done:
-                    self.train(number, seed)
-            self.close()
-        except BaseException as error:
-            if self.tracker:
-                self.tracker.finish(
-                    "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", {}, {"evokd.state": "stopped"}
-                )
+            with self.tracker.until_the_end():
+                for number, seed in enumerate(self.seeds):
+                    if number not in self.done:
+                        self.train(number, seed)
+                    self.mirror(number)
+                self.close()
+        except BaseException:
             self.terminal.warn(f"stopped; evokd distill --resume {self.folder} goes on")
             raise
         finally:
@@ -150,11 +149,11 @@ class _Session:
         ]
 
     def track(self) -> None:
-        if self.tracker:
-            recipe = {f"recipe.{name}": value for name, value in asdict(self.order.recipe).items()}
-            params = {name: value for name, value in asdict(self.order).items() if name != "recipe"} | recipe | self.opened.card
-            tags = {"evokd.kind": "full", "evokd.folder": self.folder.name, "evokd.git": commit(), "evokd.state": "going"}
-            self.tracker.start(self.folder.name, params, tags, [self.folder / "order.json"])
+        recipe = {f"recipe.{name}": value for name, value in asdict(self.order.recipe).items()}
+        params = {name: value for name, value in asdict(self.order).items() if name != "recipe"} | recipe | self.opened.card
+        tags = {"evokd.kind": "full", "evokd.folder": self.folder.name, "evokd.state": "going", "evokd.git": commit()}
+        tags |= {f"evokd.env.{name}": value for name, value in self.surroundings().items()}
+        self.tracker.start(self.folder.name, params, tags, [self.folder / "order.json"])
 
     def train(self, number: int, seed: int) -> None:
         """One seed, kept in the journal and as weights; its checkpoint is done with."""
@@ -179,9 +178,12 @@ class _Session:
         self.terminal.done()
         top1 = told["metrics"].get("top1")
         self.terminal.say(f" seed {number + 1}: " + (f"{top1:.2f} % on test" if top1 is not None else told["reason"]))
-        if self.tracker:
-            curve = [(row["epoch"], row["ce"], row["distill"]) for row in told["curve"]]
-            self.tracker.child(f"seed {number}", {"seed": seed}, {"evokd.kind": "seed"}, told["metrics"], curve)
+
+    def mirror(self, number: int) -> None:
+        """One seed in MLflow; one that an earlier process has told is not told again."""
+        told = self.done[number]
+        metrics = [*at(len(told["curve"]), told["metrics"]), *by_epoch(told["curve"])]
+        self.tracker.child(Child(f"seed {number}", {"seed": told["seed"]}, {"evokd.kind": "seed"}, metrics))
 
     def card(self, trained: Trained, seed: int) -> dict[str, str]:
         order, training = self.order, self.opened.training
@@ -206,10 +208,10 @@ class _Session:
             self.terminal.say(line)
         self.terminal.say(f"\n {self.folder}: seeds.csv, summary.json, seeds/*/student.safetensors")
         self.journal.write("end", seeds=len(rows))
-        if self.tracker:
-            self.tracker.files([self.folder / "summary.json", self.folder / "seeds.csv"])
-            means = {name: figure["mean"] for name, figure in summary["figures"].items()}
-            self.tracker.finish("FINISHED", means, {"evokd.state": "finished"})
+        self.tracker.files([self.folder / "summary.json", self.folder / "seeds.csv", self.folder / "events.jsonl"])
+        bounds = {f"{name}_{bound}": value for name, figure in summary["figures"].items() for bound, value in figure.items()}
+        means = {name: figure["mean"] for name, figure in summary["figures"].items()}
+        self.tracker.finish("FINISHED", bounds | means)
 
 
 def summarised(metrics: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -45,7 +45,8 @@ class Trained:
     Attributes:
         network: what was measured: the student, or its averaged weights; in eval mode.
         figures: on test, see `FullTraining.examine`.
-        epochs: one row an epoch: learning rate, mean losses, seconds of training, and where test was looked at top-1 and top-5.
+        epochs: one row an epoch: learning rate, mean losses (each term of several by itself), seconds of training, and where test was
+            looked at top-1 and top-5.
     """
 
     network: nn.Module
@@ -151,7 +152,7 @@ class FullTraining:
     def _epoch(self, state: State, epoch: int) -> dict[str, float]:
         start = time.perf_counter()
         noise = torch.Generator(self.device).manual_seed(derive(state.seed, "noise", self.noise, epoch))
-        sums = torch.zeros(2, device=self.device)
+        sums = torch.zeros(2 + len(state.loss.terms if state.loss else ()), device=self.device)
         chosen = self._chosen(state.seed, epoch)
         state.network.train()
         for step, (index, images) in enumerate(self.batches(state.seed, epoch), epoch * self.steps):
@@ -160,10 +161,11 @@ class FullTraining:
                 group["lr"] = rate
             view = None if chosen is None else chosen[index]
             sums += self._step(state, images, index, view, step / (self.recipe.epochs * self.steps), noise)
-        ce, distill = (sums / self.steps).tolist()
+        ce, distill, *terms = (sums / self.steps).tolist()
         if not np.isfinite(ce + distill):
             raise DivergedError(f"loss {ce + distill} in epoch {epoch + 1}")
-        return {"epoch": epoch + 1, "lr": rate, "ce": ce, "distill": distill, "seconds": time.perf_counter() - start}
+        told = {"epoch": epoch + 1, "lr": rate, "ce": ce, "distill": distill, "seconds": time.perf_counter() - start}
+        return told | ({"terms": terms} if len(terms) > 1 else {})
 
     def _look(self, network: nn.Module) -> dict[str, float]:
         logits, labels = self.logits(network), torch.from_numpy(self.data.test.labels)
@@ -172,23 +174,24 @@ class FullTraining:
     def _step(
         self, state: State, images: Tensor, index: Tensor, view: Tensor | None, progress: float, noise: torch.Generator
     ) -> Tensor:
-        """One step of the optimiser; cross-entropy and distillation loss (2,)."""
+        """One step of the optimiser; cross-entropy, distillation loss and the T terms of it (2 + T,)."""
         labels, whole = self.labels[index], torch.float32
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
             taps = state.tapped(images) if state.tapped else Taps(logits_of(state.network, images))
             shown = self._taught(state, images, index, view)
         taps = taps.map(lambda tap: tap.to(whole))
         hard = hard_loss(taps.logits, labels, self.recipe.smoothing) if self.gamma else taps.logits.new_zeros(())
-        soft = taps.logits.new_zeros(())
+        soft, terms = taps.logits.new_zeros(()), []
         if state.loss is not None:
-            soft = state.loss(taps, shown.map(lambda tap: tap.to(whole)), labels, progress, noise, index)
+            terms = state.loss.by_term(taps, shown.map(lambda tap: tap.to(whole)), labels, progress, noise, index)
+            soft = sum(terms)
         state.optimiser.zero_grad(set_to_none=True)
         (self.gamma * hard + soft).backward()
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(state.weights, self.recipe.clip, foreach=True)
         state.optimiser.step()
         state.average()
-        return torch.stack([hard.detach(), soft.detach()])
+        return torch.stack([value.detach() for value in (hard, soft, *terms)])
 
     @torch.no_grad()
     def _taught(self, state: State, images: Tensor, index: Tensor, view: Tensor | None) -> Taps | None:

@@ -12,7 +12,7 @@ from evokd.journal import read_events
 from evokd.lineage import family, winner
 from tests.toy import Toy
 
-FILES = {"lineage.html", "lineage.svg", "lineage.png"}
+FILES = {"lineage.html", "lineage.svg", "lineage.png", "lineage.graphml"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_the_winner_s_tree_is_printed_and_drawn_into_the_run(run, capsys):
     assert printed[0].startswith(f"● #{best.id}  g{best.generation}  {best.fitness:.2f}  {best.op} #")
     assert printed[1].endswith(best.text)
     assert printed[-1] == f"{len(members)} candidates; " + "  ".join(
-        str(run / f) for f in ("lineage.html", "lineage.svg", "lineage.png")
+        str(run / f) for f in ("lineage.html", "lineage.svg", "lineage.png", "lineage.graphml")
     )
     assert {path.name for path in run.iterdir()} >= FILES
 

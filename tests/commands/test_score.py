@@ -18,7 +18,7 @@ QUICK = ["--data", "digits", "--teacher", "resnet8w4", "--batch", "4"]
 
 @pytest.fixture
 def ranked(shared_data):
-    return ["rank", "--tables", str(shared_data), *QUICK, "--archs", "4", "--scores", "logit_spread"]
+    return ["rank", "--tables", str(shared_data), *QUICK, "--archs", "4", "--scores", "logit_spread", "--tracking-uri", "none"]
 
 
 def size(path):
@@ -39,7 +39,9 @@ def refused(capsys, *options):
 
 def test_a_table_is_ranked_printed_written_and_drawn(ranked, tmp_path, capsys):
     table, picture = tmp_path / "rows.csv", tmp_path / "rows.png"
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     options = [*ranked, "--against", "resnet_s0:distilled", "--csv", str(table), "--picture", str(picture)]
+    options += ["--out", str(tmp_path), "--tracking-uri", store]
     assert main(["score", *options]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "seed 1 of 1: 4 of 4 students"
@@ -53,6 +55,21 @@ def test_a_table_is_ranked_printed_written_and_drawn(ranked, tmp_path, capsys):
     width, height = size(picture)
     assert width > 800
     assert height > 500
+    check_mirror(store, rows)
+
+
+def check_mirror(store, rows):
+    """A child a score, with the figures of its line, and the files."""
+    import mlflow
+
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_experiment_by_name("score/resnet_s0").experiment_id
+    (parent,) = client.search_runs([experiment], "tags.`evokd.kind` = 'score'")
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {c.info.run_name: c.data.metrics["kendall"] for c in children} == {
+        row["score"]: pytest.approx(float(row["kendall"])) for row in rows
+    }
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"rows.csv", "rows.png"}
 
 
 def test_a_difference_of_columns_is_a_target(ranked, capsys):

@@ -16,6 +16,18 @@ def trained(tmp_path_factory):
     return path
 
 
+def test_a_training_is_mirrored_epoch_by_epoch(trained):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{trained.parents[1] / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("teacher/digits").experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", trained.stem)
+    assert run.data.params["recipe.look"] == "5"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train_ce")] == [1]
+    with safe_open(trained, "pt") as file:
+        assert f"{run.data.metrics['test_top1']:.2f}" == file.metadata()["accuracy"]
+
+
 def changed(path, target, tensors=None, **card):
     with safe_open(path, "pt") as file:
         told = file.metadata() | card
