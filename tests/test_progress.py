@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evokd.config import make_config
@@ -74,6 +74,7 @@ def test_diversity(trees, expected):
     assert diversity(trees) == pytest.approx(expected)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the draw
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=8))
 def test_the_front_s_volume_counts_unit_squares(points):
     """Against a count of the cells that some point dominates, from (0, 20)."""
