@@ -102,7 +102,10 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def final_rows(entries: Sequence[Entry], reference: str, executor, seeds: Sequence[int], journal) -> list[Row]:
     """Every entry trained with every seed and told on test; one journal line a training, so that a death keeps what is done."""
-    distinct = list({(e.text, e.gamma): e for e in entries}.values())
+    named: dict[tuple, Entry] = {}
+    for entry in entries:
+        named.setdefault((entry.text, entry.gamma), entry)  # a winner that is also the simplest is told as the winner
+    distinct, compared = list(named.values()), next((e.text, e.gamma) for e in entries if e.name == reference)
     jobs = [(e, s) for e in distinct for s in seeds]
     found: dict[tuple, list[float]] = {(e.text, e.gamma): [] for e in distinct}
     for (entry, seed), outcome in zip(jobs, executor.map([e.job([s], "test") for e, s in jobs]), strict=True):
@@ -115,10 +118,10 @@ def final_rows(entries: Sequence[Entry], reference: str, executor, seeds: Sequen
             seed=seed,
             status=outcome.status.value,
             metrics=metrics,
-            **({"reference": True} if entry.name == reference else {}),
+            **({"reference": True} if (entry.text, entry.gamma) == compared else {}),
         )
         found[entry.text, entry.gamma].append(metrics.get("accuracy", math.nan))
-    base = next(found[e.text, e.gamma] for e in entries if e.name == reference)
+    base = found[compared]
     return [row_of(e, found[e.text, e.gamma], base if e.name != reference else None) for e in entries]
 
 

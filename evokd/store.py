@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -202,15 +203,9 @@ class Store:
         for path in winner.files:
             self.client.log_model_artifact(model_id, str(path))
         if winner.network is not None:
-            import mlflow.pytorch
-            import numpy as np
-
-            example = np.zeros((2, *winner.shape), np.float32)  # images of the mean colour
-            with tempfile.TemporaryDirectory() as home:
-                folder = str(Path(home) / "model")
-                needs = [f"torch=={version('torch').partition('+')[0]}"]  # which MLflow would find out in seconds
-                mlflow.pytorch.save_model(winner.network, folder, input_example=example, pip_requirements=needs)
-                self.client.log_model_artifacts(model_id, folder)
+            with warnings.catch_warnings(), tempfile.TemporaryDirectory() as home:
+                warnings.simplefilter("ignore")  # what MLflow says of its own code
+                self.client.log_model_artifacts(model_id, _saved(winner, Path(home) / "model"))
 
     def _register(self, model: Any, tags: Mapping[str, str]) -> None:
         name = re.sub(r"[^\w.-]+", "-", self.experiment)
@@ -267,6 +262,17 @@ class Store:
                 self.client.log_text(run_id, value, path)
                 kept[name] = value[: limit - len(mark)] + mark
         return kept
+
+
+def _saved(winner: Winner, folder: Path) -> str:
+    """A network as MLflow loads it, a program of torch.export, with an example of its input."""
+    import mlflow.pytorch
+    import numpy as np
+
+    example = np.zeros((2, *winner.shape), np.float32)  # images of the mean colour
+    needs = [f"torch=={version('torch').partition('+')[0]}"]  # which MLflow would find out in seconds
+    mlflow.pytorch.save_model(winner.network, str(folder), input_example=example, pip_requirements=needs)
+    return str(folder)
 
 
 def address(uri: str, folder: str) -> str:
