@@ -136,7 +136,8 @@ class Store:
         self.load()
         found = self.client.get_experiment_by_name(self.experiment)
         location = self.artifacts.resolve().as_uri() if self.artifacts else None
-        self.experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment, location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # or the UI shows it as one of language models
+        self.experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment, location, kind)
 
     def _reopened(self, name: str, params: Mapping[str, Any]) -> bool:
         """A resumed run goes on in the run that mirrors its folder. Parameters cannot be rewritten: what has changed becomes tags."""

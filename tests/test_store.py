@@ -282,7 +282,7 @@ def database(request, tmp_path):
     try:
         ready = as_postgres(POSTGRES / "pg_isready", "-h", "127.0.0.1", "-p", port)
         wait_for(lambda: subprocess.run(ready, check=True, capture_output=True))
-        yield f"postgresql://evokd@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://evokd@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run(as_postgres(POSTGRES / "pg_ctl", "-D", home, "stop", "-m", "immediate"), capture_output=True, check=False)
         server.wait(30)
